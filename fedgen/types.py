@@ -325,13 +325,17 @@ class Aggregation(Protocol):
     def init(self, state: State) -> State:
         """The server optimiser's own state; empty if it has none."""
 
-    def zero(self, state: State) -> State:
+    def zero(self, state: State) -> Any:  # noqa: ANN401 - each option has its own kind of total
         """An empty total."""
 
-    def add(self, total: State, update: Update) -> None:
-        """Folds one update into the total, in place. The order of the updates changes no bit of the result."""
+    def add(self, total: Any, update: Update) -> None:  # noqa: ANN401
+        """Folds one update into the total, in place. The order of the updates changes no bit of the result.
 
-    def apply(self, state: State, server: State, total: State) -> tuple[State, State]:
+        Raises:
+            ClientError: the update cannot be folded; the total is unchanged then.
+        """
+
+    def apply(self, state: State, server: State, total: Any) -> tuple[State, State]:  # noqa: ANN401
         """The next state and the next server state."""
 
 

@@ -1,0 +1,1 @@
+"""State ↔ bytes: what crosses between a server and a device."""
