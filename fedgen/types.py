@@ -4,10 +4,10 @@ A stage is a folder, an option of a stage is one frozen dataclass in one file, a
 here that bears the stage's name. Building an option is free; work happens in its calls. Randomness is an argument.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -26,6 +26,11 @@ A tensor that is absent from the plan is not sent.
 """
 
 Metrics = dict[str, float]
+
+Record = dict[str, Any]
+"""One thing that happened in a run, as plain JSON: a line of the journal, or news for a display. `kind` says which."""
+
+Observer = Callable[[Record], None]
 
 
 # --- examples ----------------------------------------------------------------------------------------------------
@@ -188,9 +193,29 @@ class Update:
     metrics: Metrics = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells of a run.
+
+    Attributes:
+        name: name of the run.
+        base: where the base model came from, as in `model.source`.
+        description: what the data is.
+        settings: federation settings by dotted key.
+        results: split → metric → (before, after).
+    """
+
+    name: str
+    base: str
+    description: str
+    settings: Mapping[str, str]
+    results: Mapping[str, Mapping[str, tuple[float, float]]]
+
+
 # --- the model at work -------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Learner(Protocol):
     """A model with its adapter on, ready to be trained, measured and talked to. One per worker; not thread-safe."""
 
@@ -224,6 +249,7 @@ class Learner(Protocol):
         """The greedy answer."""
 
 
+@runtime_checkable
 class Base(Protocol):
     """A loaded model: weights that all workers share, and the tokenizer."""
 
@@ -241,6 +267,7 @@ class Base(Protocol):
 # --- one Protocol per stage --------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Data(Protocol):
     """What the examples are and who owns them."""
 
@@ -251,6 +278,7 @@ class Data(Protocol):
         """A user's text in the form in which the examples put theirs."""
 
 
+@runtime_checkable
 class Partition(Protocol):
     """Which client holds which examples."""
 
@@ -258,6 +286,7 @@ class Partition(Protocol):
         """Client name → positions of its examples; disjoint, names sorted."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """Loads a model."""
 
@@ -265,6 +294,7 @@ class Model(Protocol):
         """The weights, once. The seed matters only to models whose weights are drawn at random."""
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """What is trainable."""
 
@@ -285,6 +315,7 @@ class Adapter(Protocol):
         """Names of the dimensions of the state's tensors."""
 
 
+@runtime_checkable
 class Extraction(Protocol):
     """Which part of the model a client gets: picks units of an axis and never sees a tensor."""
 
@@ -292,6 +323,7 @@ class Extraction(Protocol):
         """Units of the axis that this client gets in this round; None for all."""
 
 
+@runtime_checkable
 class Client(Protocol):
     """What a client does with its part."""
 
@@ -305,6 +337,7 @@ class Client(Protocol):
         """
 
 
+@runtime_checkable
 class Wire(Protocol):
     """State ↔ bytes."""
 
@@ -319,6 +352,7 @@ class Wire(Protocol):
         """
 
 
+@runtime_checkable
 class Aggregation(Protocol):
     """Many updates → next state. A running total is folded update by update, so no more than one is held."""
 
@@ -339,6 +373,7 @@ class Aggregation(Protocol):
         """The next state and the next server state."""
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Numbers about a model."""
 
@@ -350,27 +385,44 @@ class Evaluation(Protocol):
     def higher_is_better(self) -> bool:
         """Whether a larger number is better."""
 
-    def select(self, examples: Sequence[Example], *, whole: bool) -> Sequence[Example]:
-        """The examples to measure on: all that are wanted before and after a run, or the few of every round."""
-
-    def measure(self, learner: Learner, examples: Sequence[Example]) -> Iterator[Metrics]:
-        """Raw numbers of each example, in order; a part of the examples gives the same numbers as the whole."""
+    def measure(self, learner: Learner, examples: Sequence[Example]) -> list[Metrics]:
+        """Raw numbers of each example of one batch, in order."""
 
     def summarise(self, rows: Sequence[Metrics]) -> Metrics:
         """Numbers of a split from the numbers of its examples."""
 
 
+@runtime_checkable
 class Export(Protocol):
     """Gives the model away."""
 
-    def write(self, learner: Learner, folder: Path) -> None:
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder in the run."""
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether there must be an adapter beside the model's own weights."""
+
+    def write(self, learner: Learner, folder: Path, card: Card) -> None:
         """Writes what the recipient needs into an empty folder; the learner holds the final state."""
 
 
+@runtime_checkable
 class Federation(Protocol):
     """The driver: where clients live and how requests reach them."""
 
+    def run(self, experiment: Any, run: Any, observe: Observer) -> None:  # noqa: ANN401 - defined in higher layers
+        """Carries an experiment through, from its last checkpoint if there is one.
 
+        Args:
+            experiment: a `fedgen.experiment.Experiment`.
+            run: a `fedgen.run.Run`, the folder that keeps everything.
+            observe: is told of each thing as it happens.
+        """
+
+
+@runtime_checkable
 class Transport(Protocol):
     """How the round loop talks to devices."""
 

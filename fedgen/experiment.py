@@ -1,0 +1,142 @@
+"""The composition root: one field per stage, in the order in which data flows.
+
+An experiment is a frozen value; building one downloads, opens and allocates nothing. Two experiments with equal fields are
+equal, so it survives a trip through text.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from fedgen import seeds, tree
+from fedgen.types import (
+    Adapter,
+    Aggregation,
+    Base,
+    Client,
+    Data,
+    Evaluation,
+    Export,
+    Extraction,
+    Federation,
+    Learner,
+    Model,
+    Partition,
+    Plan,
+    State,
+    Wire,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a run depends on.
+
+    Attributes:
+        name: goes into the run folder's name.
+        seed: fixes every draw; same seed, same bytes.
+        num_rounds: rounds of training.
+        cohort_size: clients per round, drawn afresh each round; null takes all.
+        evaluate_every: rounds between evaluations of the first split; the first and last evaluation take all splits.
+        num_evaluated: examples per split before and after a run; null takes all.
+        num_evaluated_per_round: examples of the first split that are followed round by round.
+        evaluation_batch_size: examples that go through the model together.
+        data: what the examples are, who owns them.
+        partition: which client holds which examples.
+        model: loads a model.
+        adapter: what is trainable.
+        extraction: which part of the model a client gets.
+        client: what a client does with it.
+        wire: state ↔ bytes.
+        aggregation: many updates → next state.
+        evaluation: numbers about a model.
+        export: gives the model away.
+        federation: the driver.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    num_rounds: int = 3
+    cohort_size: int | None = None
+    evaluate_every: int = 1
+    num_evaluated: int | None = None
+    num_evaluated_per_round: int = 48
+    evaluation_batch_size: int = 16
+    data: Data
+    partition: Partition
+    model: Model
+    adapter: Adapter
+    extraction: Extraction
+    client: Client
+    wire: Wire
+    aggregation: Aggregation
+    evaluation: Evaluation
+    export: Export
+    federation: Federation
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range, and stages that do not go together."""
+        for name in (
+            "num_rounds",
+            "cohort_size",
+            "evaluate_every",
+            "num_evaluated",
+            "num_evaluated_per_round",
+            "evaluation_batch_size",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.adapter.trains_base and self.export.needs_adapter:
+            raise ValueError(
+                f"adapter={_option(self.adapter)} trains the model's own weights, so there is no adapter to export; "
+                "choose export=merged"
+            )
+
+    def base(self) -> Base:
+        """Loads the model."""
+        return self.model.load(self.seed)
+
+    def learners(self, base: Base, num_learners: int) -> list[Learner]:
+        """Learners over one base. They share its weights unless the adapter trains those."""
+        learners = []
+        for _ in range(num_learners):
+            module = self.adapter.attach(base.replica(private=self.adapter.trains_base))
+            learners.append(base.learner(module, self.adapter.parameters(module)))
+        return learners
+
+    def initial_state(self, learner: Learner) -> State:
+        """The state with which the federation starts."""
+        return self.adapter.initial(learner.module, seeds.derive(self.seed, "initial"))
+
+    def plan(self, state: State, round: int, client: str) -> Plan:
+        """The part of the state that a client gets in a round."""
+        axes = self.adapter.axes(state)
+        kept = {axis: self.extraction.keep(axis, units, round, client) for axis, units in axes.units.items()}
+        return tree.plan_of(axes.dims, kept)
+
+    def cohort(self, clients: Sequence[str], round: int) -> list[str]:
+        """Clients that are asked in a round, sorted; drawn without replacement."""
+        if self.cohort_size is None or self.cohort_size >= len(clients):
+            return sorted(clients)
+        import torch
+
+        order = torch.randperm(len(clients), generator=seeds.derive(self.seed, "cohort", round)).tolist()
+        return sorted(sorted(clients)[position] for position in order[: self.cohort_size])
+
+    def settings(self) -> dict[str, str]:
+        """Every field by dotted key, stages by the name of their option."""
+        found: dict[str, str] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if dataclasses.is_dataclass(value):
+                found[field.name] = _option(value)
+                inner: Mapping[str, object] = vars(value)
+                found.update({f"{field.name}.{key}": str(item) for key, item in inner.items()})
+            else:
+                found[field.name] = str(value)
+        return found
+
+
+def _option(value: object) -> str:
+    """Name of the option that a value is of: the last part of its module."""
+    return type(value).__module__.rpartition(".")[2]

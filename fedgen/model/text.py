@@ -1,0 +1,197 @@
+"""A decoder-only language model at work: shared weights (``TextBase``) and one learner per worker (``TextLearner``)."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fedgen.errors import ModelError
+from fedgen.model.loss import mean_loss, token_losses
+from fedgen.model.packing import Packed, pack
+from fedgen.types import Encoded, Example, Prompt, Score, State
+
+
+@dataclass(frozen=True)
+class TextBase:
+    """Weights that all workers share.
+
+    Attributes:
+        module: the loaded model, frozen and in evaluation mode; never run itself, its replicas are.
+        tokenizer: its tokenizer.
+        fingerprint: SHA-256 of the weights, or of what they are made from.
+        max_length: longest example in tokens; the rest is cut off.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    fingerprint: str
+    max_length: int
+
+    def replica(self, *, private: bool) -> nn.Module:
+        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained."""
+        if private:
+            return copy.deepcopy(self.module).float()
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+    def learner(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> "TextLearner":
+        """Puts a module with its adapter to work."""
+        return TextLearner(module, self.tokenizer, dict(parameters), self.max_length)
+
+
+@dataclass(frozen=True)
+class TextLearner:
+    """A language model with its adapter on.
+
+    Attributes:
+        module: stock transformers model, with PEFT on it if the adapter says so.
+        tokenizer: its tokenizer.
+        trainable: trainable parameters by name.
+        max_length: longest example in tokens.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    trainable: dict[str, nn.Parameter]
+    max_length: int
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return self.trainable
+
+    def state(self) -> State:
+        """A copy of the trainable tensors."""
+        return {name: parameter.detach().clone() for name, parameter in self.trainable.items()}
+
+    def load(self, state: State) -> None:
+        """Copies the given tensors into the trainable parameters."""
+        with torch.no_grad():
+            for name, tensor in state.items():
+                self.trainable[name].copy_(tensor)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
+        """Token ids of prompt and answer, the answer closed by the end-of-sequence token.
+
+        Raises:
+            ModelError: the examples are conversations and the model has no chat template.
+        """
+        if not examples:
+            return []
+        prompts = [self._prompt_ids(example.prompt) for example in examples]
+        answers = self.tokenizer([e.completion for e in examples], add_special_tokens=False)["input_ids"]
+        return [
+            Encoded(tuple((p + a + [self.tokenizer.eos_token_id])[: self.max_length]), len(p))
+            if len(p) < self.max_length
+            else None
+            for p, a in zip(prompts, answers, strict=True)
+        ]
+
+    def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
+        """Mean loss per answer token; logits exist only where there is an answer."""
+        packed = pack(batch)
+        return mean_loss(self._hidden(packed), self._head(), packed.targets)
+
+    def score(self, batch: Sequence[Encoded]) -> list[Score]:
+        """Loss and exactness of each example. An example's numbers do not depend on the batch beyond rounding."""
+        packed = pack(batch)
+        with torch.no_grad():
+            losses, right = token_losses(self._hidden(packed), self._head(), packed.targets)
+        counts = torch.bincount(packed.owners, minlength=len(batch)).tolist()
+        return [
+            Score(float(nll.double().sum()), len(nll), bool(ok.all()))
+            for nll, ok in zip(losses.split(counts), right.split(counts), strict=True)
+        ]
+
+    def generate(self, prompt: Prompt, max_new_tokens: int = 64) -> str:
+        """The greedy answer, without special tokens."""
+        ids = torch.tensor([self._prompt_ids(prompt)])
+        with torch.no_grad():
+            out = self.module.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+            )
+        answer: str = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return answer.strip()
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "the examples are conversations, and this model's tokenizer has no chat template. Use a chat "
+                "(instruction-tuned) model, put a chat_template.jinja into the model's folder, or give the data as "
+                "prompt and completion"
+            )
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+    def _hidden(self, packed: Packed) -> Float[Tensor, "answers width"]:
+        """Last hidden state of the tokens that predict an answer token."""
+        decoder = self._plain().get_decoder()
+        dtype = decoder.get_input_embeddings().weight.dtype
+        # Additive, because eager attention adds its mask; sdpa takes the same. A mask with 4 dimensions is used as it is.
+        mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill_(~packed.visible, torch.finfo(dtype).min)
+        states = decoder(
+            input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        # Indexed to two dimensions before the head: a three-dimensional slice would copy the head's weight per row.
+        picked: Tensor = states[packed.rows, packed.columns]
+        return picked
+
+    def _head(self) -> Float[Tensor, "vocab width"]:
+        weight: Tensor = self._plain().get_output_embeddings().weight
+        return weight
+
+    def _plain(self) -> Any:  # noqa: ANN401 - a transformers model; its classes share no typed base with these methods
+        """The transformers model under the adapter."""
+        return self.module.get_base_model() if "peft_config" in vars(self.module) else self.module
+
+
+def check_family(learner: TextLearner) -> None:
+    """Compares packed examples with plain forward passes, once per model.
+
+    Guards against families whose logits are more than ``head(hidden)`` (soft-capping, scaling, a bias) or whose attention
+    does not take the mask of a packed row.
+
+    Raises:
+        ModelError: the numbers differ.
+    """
+    size = len(learner.tokenizer)
+    samples = [
+        Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)
+    ]
+    ours = learner.score(samples)
+    for sample, score in zip(samples, ours, strict=True):
+        ids: Int[Tensor, "1 length"] = torch.tensor([sample.ids])
+        with torch.no_grad():
+            logits = learner.module(input_ids=ids, use_cache=False).logits[0].float()
+        plain = torch.nn.functional.cross_entropy(
+            logits[sample.num_prompt - 1 : -1], ids[0, sample.num_prompt :], reduction="sum"
+        )
+        if abs(float(plain) - score.nll) > 0.02 * abs(float(plain)) + 0.02:
+            kind = type(learner.module).__name__
+            raise ModelError(
+                f"{kind} is not supported: packed examples give a loss of {score.nll:.4f}, a plain forward pass gives "
+                f"{float(plain):.4f}. Its logits are more than a linear head on the last hidden state, or its attention "
+                "ignores a four-dimensional mask"
+            )
+
+
+def quiet_libraries() -> None:
+    """No telemetry, no progress bars and no advice from transformers; before its first import where possible."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

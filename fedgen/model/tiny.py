@@ -1,0 +1,91 @@
+"""A two-layer Llama with random weights and one token per byte: everything real but the size. For tests and benchmarks."""
+
+import hashlib
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+from fedgen import seeds
+from fedgen.model.text import TextBase, quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A random two-layer Llama over bytes, for tests and benchmarks.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        num_layers: number of decoder layers.
+        num_heads: number of query heads.
+        num_kv_heads: number of key-value heads.
+        max_length: longest example in tokens (bytes).
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuses shapes that no Llama has."""
+        if min(astuple(self)) < 1:
+            raise ValueError(f"every size must be at least 1, got {self}")
+        if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 × num_heads ({self.num_heads}), and num_heads a "
+                f"multiple of num_kv_heads ({self.num_kv_heads})"
+            )
+
+    def load(self, seed: int) -> TextBase:
+        """Draws the weights from the seed."""
+        quiet_libraries()
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = _byte_tokenizer()
+        config = LlamaConfig(
+            hidden_size=self.hidden_size,
+            intermediate_size=3 * self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.max_length,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+        module = LlamaForCausalLM(config)
+        generator = seeds.derive(seed, "tiny")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+        module.requires_grad_(False).eval()
+        recipe = hashlib.sha256(f"tiny {astuple(self)} {seed}".encode()).hexdigest()
+        return TextBase(module, tokenizer, recipe, self.max_length)
+
+
+def _byte_tokenizer() -> "PreTrainedTokenizerFast":
+    """One token per byte, and a few for the turns of a conversation."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[0])
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
