@@ -1,0 +1,240 @@
+"""The page of one run: report.html, which stands alone, and report.json beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgen.errors import RunError
+from fedgen.report import series, text
+from fedgen.report.charts import Chart, Curve, Unit, curves, is_share, spread, stack
+from fedgen.report.records import Number, Record, Records, read
+from fedgen.report.series import SECONDS, Points
+from fedgen.report.summary import summary_of
+
+PAGE_FILE, SUMMARY_FILE = "report.html", "report.json"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart under its title.
+
+    Attributes:
+        title: what it shows.
+        chart: the drawing.
+        note: a half-sentence that tells how to read it.
+    """
+
+    title: str
+    chart: Chart
+    note: str = ""
+
+
+def write(folder: Path) -> Path:
+    """Writes report.html and report.json into a run folder; each is replaced as a whole or not at all.
+
+    Args:
+        folder: the run folder; the run may still be going on.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        RunError: the folder is not a run folder, is damaged, or cannot be written.
+    """
+    records = read(folder)
+    summary = summary_of(records)
+    replace(folder / SUMMARY_FILE, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return replace(folder / PAGE_FILE, _page(records, summary))
+
+
+def render(template: str, **values: object) -> str:
+    """A page from one of the templates; every value is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedgen.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    for formatter in (text.number, text.num_bytes, text.seconds, text.words, text.clean):
+        environment.filters[formatter.__name__] = formatter
+    return environment.get_template(template).render(values)
+
+
+def replace(path: Path, content: str) -> Path:
+    """Writes a file so that a reader finds the old one or the whole new one.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Names come from clients and may hold half of a surrogate pair, which has no UTF-8 form.
+        temporary.write_bytes(content.encode("utf-8", "replace"))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _page(records: Records, summary: Record) -> str:
+    follow = summary["followed"]
+    clients, owners = _people(summary)
+    return render(
+        "run.html.jinja",
+        title=summary["name"],
+        run=summary,
+        sentence=_sentence(summary),
+        tiles=_tiles(summary),
+        plots={"learning": _learning(records), "clients": _spreads(records), "costs": _costs(records)},
+        measured=follow["metric"] if follow else "",
+        clients=clients,
+        owners=owners,
+        incidents=_incidents(summary),
+        parts=[part for part in SECONDS if any(row["seconds"][part] is not None for row in summary["history"])],
+        change=text.change,
+        config_text=records.config_text,
+        environment=_flat(summary["environment"]),
+    )
+
+
+def _sentence(summary: Record) -> str:
+    rounds, people = text.plural(summary["rounds_done"], "round"), text.plural(len(summary["clients"]), "client")
+    if summary["rounds_done"] == 0:
+        return "No round of training has finished yet."
+    said = f"{people} trained one model together for {rounds}, without sharing their data"
+    follow, before, after = summary["followed"], summary["before"], summary["after"]
+    if after is None:
+        return f"{said}."
+    judged = f"{text.words(follow['metric'])} on {text.words(follow['split'])}"
+    if before is None:
+        return f"{said}; {judged} is now {text.number(after['value'])}."
+    return f"{said}; {judged} went from {text.number(before['value'])} to {text.number(after['value'])}."
+
+
+def _tiles(summary: Record) -> list[Record]:
+    """The followed number on every split."""
+    follow = summary["followed"]
+    if follow is None:
+        return []
+    rows = [row for row in summary["quality"] if row["metric"] == follow["metric"]]
+    return [
+        {**row, "change": text.change(row["before"], row["after"]), "improved": _improved(row, follow)} for row in rows
+    ]
+
+
+def _improved(row: Record, follow: Record) -> bool | None:
+    """Whether a number got better; None if it did not move or one side is unknown."""
+    before, after = row["before"], row["after"]
+    if before is None or after is None or before == after:
+        return None
+    return bool((after > before) == follow["higher_is_better"])
+
+
+def _learning(records: Records) -> list[Plot]:
+    plots = []
+    follow = series.followed(records)
+    if follow is not None:
+        splits = dict.fromkeys(split for record in records.rounds for split in series.evaluation(record))
+        drawn = [
+            Curve(text.words(split), series.quality(records, split, follow.metric))
+            for split in sorted(splits, key=lambda split: split != follow.split)
+        ]
+        everything = [point for curve in drawn for point in curve.points]
+        share = is_share(everything, higher_is_better=follow.higher_is_better)
+        better = "higher is better" if follow.higher_is_better else "lower is better"
+        plots.append(_plot(text.words(follow.metric), curves(drawn, share=share), better))
+    drawn = [Curve("training, mean of the clients", series.of_rounds(records, "loss"))]
+    if follow is not None and follow.metric != "loss":
+        measured = series.quality(records, follow.split, "loss")
+        drawn += [Curve(text.words(follow.split), measured)] if measured else []
+    plots.append(_plot("loss", curves(drawn), "nats per token"))
+    return [plot for plot in plots if plot is not None]
+
+
+def _spreads(records: Records) -> list[Plot]:
+    plots = []
+    follow = series.followed(records)
+    if follow is not None:
+        owners = series.quality_by_owner(records, follow.split, follow.metric)
+        share = is_share(_all(owners), higher_is_better=follow.higher_is_better)
+        note = f"{text.words(follow.split)}, each owner's examples apart"
+        plots.append(_plot(f"{text.words(follow.metric)} per owner", spread(owners, share=share), note))
+    losses = series.of_clients(records, "loss")
+    plots.append(_plot("training loss per client", spread(losses, colour=1), "in the rounds in which it took part"))
+    return [plot for plot in plots if plot is not None]
+
+
+def _costs(records: Records) -> list[Plot]:
+    sent = {"to clients": series.of_rounds(records, "bytes_down"), "back": series.of_rounds(records, "bytes_up")}
+    spent = {part: _seconds(records, part) for part in SECONDS}
+    peaks = [Curve("process that runs the rounds", series.of_rounds(records, "peak_memory_bytes"))]
+    largest = _largest_by_round(series.of_clients(records, "peak_memory_bytes"))
+    peaks += [Curve("largest client", largest)] if largest else []
+    unit: Unit = "bytes"
+    plots = [
+        _plot("bytes per round", stack(sent, unit=unit)),
+        _plot("seconds per round", stack(spent, unit="seconds", marked=("by the clock", _seconds(records, "total")))),
+        _plot("peak memory", curves(peaks, unit=unit)),
+    ]
+    return [plot for plot in plots if plot is not None]
+
+
+def _plot(title: str, chart: Chart | None, note: str = "") -> Plot | None:
+    return None if chart is None else Plot(title, chart, note)
+
+
+def _seconds(records: Records, part: str) -> Points:
+    values = ((record["round"], series.seconds(record, part)) for record in records.rounds)
+    return [(at, value) for at, value in values if value is not None]
+
+
+def _largest_by_round(clients: Mapping[str, Points]) -> Points:
+    largest: dict[int, Number] = {}
+    for at, value in _all(clients):
+        largest[at] = max(value, largest.get(at, value))
+    return sorted(largest.items())
+
+
+def _all(points: Mapping[str, Points]) -> Points:
+    return [point for values in points.values() for point in values]
+
+
+def _people(summary: Record) -> tuple[list[Record], list[Record]]:
+    """Rows for clients, with their own examples' quality where they are owners, and for the other owners."""
+    owners = {row["owner"]: row for row in summary["owners"]}
+    values = [value for row in owners.values() for value in (row["before"], row["after"]) if value is not None]
+    low, high = min([*values, 0]), max([*values, 1 if max(values, default=0) <= 1 else 0])
+
+    def place(value: Number | None) -> float | None:
+        return None if value is None else round(100 * (value - low) / (high - low), 1)
+
+    def row(name: str, turns: Record | None) -> Record:
+        before, after = (owners.get(name, {}).get(key) for key in ("before", "after"))
+        ends = [end for end in (place(before), place(after)) if end is not None]
+        bar = {"before": place(before), "after": place(after), "left": min(ends), "width": max(ends) - min(ends)} if ends else None
+        return {"name": name, "turns": turns, "before": before, "after": after, "range": bar}
+
+    names = {turns["client"] for turns in summary["clients"]}
+    clients = [row(turns["client"], turns) for turns in summary["clients"]]
+    return clients, [row(name, None) for name in owners if name not in names]
+
+
+def _incidents(summary: Record) -> list[Record]:
+    refused = [
+        {"round": entry["round"], "text": f"{entry['client']} was refused: {entry['reason'].replace('_', ' ')}"}
+        for entry in summary["refusals"]
+    ]
+    warned = [{"round": entry["round"], "text": entry["text"] or ""} for entry in summary["warnings"]]
+    return sorted(refused + warned, key=lambda entry: entry["round"])
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
+    """Nested values as (dotted key, text) rows."""
+    if isinstance(value, Mapping):
+        return [row for name, entry in value.items() for row in _flat(entry, f"{key}.{name}" if key else str(name))]
+    if isinstance(value, list):
+        return [(key, ", ".join(map(str, value)))]
+    return [(key, "–" if value is None else str(value))]
