@@ -16,7 +16,7 @@ from torch import Tensor, nn
 State = dict[str, Tensor]
 """Named tensors: the trainable part of a model, or a change to it."""
 
-Index = Int[Tensor, "kept"]
+Index = Int[Tensor, " _"]
 """Positions kept along one dimension, in the order in which they are kept."""
 
 Plan = dict[str, tuple[Index | None, ...]]

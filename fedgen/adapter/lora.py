@@ -5,6 +5,7 @@ random and B zero at first. Names of the tensors are those of PEFT's files, so t
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,10 @@ class Lora:
             task_type="CAUSAL_LM",
         )
         try:
-            adapted: nn.Module = get_peft_model(module, config, autocast_adapter_dtype=False)
+            with warnings.catch_warnings():
+                # peft 0.21 reads an attribute that transformers 5.23 has renamed; nothing that a user could change.
+                warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+                adapted: nn.Module = get_peft_model(module, config, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ModelError(f"adapter.targets {targets} do not fit this model: {error}") from error
         for parameter in self.parameters(adapted).values():

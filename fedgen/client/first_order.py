@@ -77,7 +77,7 @@ class FirstOrder:
         for batch in self._batches(examples, generator):
             optimizer.zero_grad()
             loss = learner.loss(batch)
-            losses.append(float(loss))
+            losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise ClientError("non_finite_loss", f"loss {losses[-1]} in step {len(losses)}")
             loss.backward()  # type: ignore[no-untyped-call]

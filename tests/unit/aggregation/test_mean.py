@@ -1,0 +1,74 @@
+"""FedAvg and FedAvgM against hand-computed numbers."""
+
+import itertools
+
+import pytest
+import torch
+
+from fedgen.aggregation.mean import Mean
+from fedgen.errors import ClientError
+from fedgen.types import Update
+
+PLAN = {"w": (None,)}
+
+
+def run(option, state, updates, server=None):
+    total = option.zero(state)
+    for values, weight in updates:
+        option.add(total, Update(PLAN, {"w": torch.tensor(values)}, weight))
+    return option.apply(state, option.init(state) if server is None else server, total)
+
+
+def test_weights_are_numbers_of_examples():
+    # 1 + (1*3 + 5*1) / 4 = 3, and 2 + (0*3 + 4*1) / 4 = 3
+    state, server = run(Mean(), {"w": torch.tensor([1.0, 2.0])}, [([1.0, 0.0], 3), ([5.0, 4.0], 1)])
+    assert state["w"].tolist() == [3.0, 3.0]
+    assert server == {}
+
+
+def test_uniform_weights_and_server_step():
+    # 1 + 0.5 * (1 + 5) / 2 = 2.5
+    state, _ = run(Mean(weighting="uniform", learning_rate=0.5), {"w": torch.tensor([1.0])}, [([1.0], 3), ([5.0], 1)])
+    assert state["w"].tolist() == [2.5]
+
+
+def test_momentum_accumulates_over_rounds():
+    option = Mean(momentum=0.5)
+    state, server = run(option, {"w": torch.tensor([0.0])}, [([1.0], 1)])
+    state, server = run(option, state, [([1.0], 1)], server)
+    # v1 = 1, v2 = 0.5 * 1 + 1 = 1.5; w = 1 + 1.5
+    assert server["w"].tolist() == [1.5]
+    assert state["w"].tolist() == [2.5]
+
+
+def test_order_of_arrival_changes_no_bit():
+    generator = torch.Generator().manual_seed(0)
+    updates = [(torch.randn(50, generator=generator).tolist(), n) for n in (1, 7, 3, 1000)]
+    results = [run(Mean(), {"w": torch.zeros(50)}, order)[0]["w"] for order in itertools.permutations(updates)]
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    exact = sum(torch.tensor(v, dtype=torch.float64) * n for v, n in updates) / 1011
+    assert torch.allclose(results[0].double(), exact, atol=1e-7)
+
+
+def test_no_update_changes_nothing():
+    start = {"w": torch.tensor([1.0])}
+    state, server = run(Mean(momentum=0.9), start, [])
+    assert state is start
+    assert server["w"].tolist() == [0.0]
+
+
+def test_a_change_that_could_overflow_is_refused_and_leaves_the_total_alone():
+    option = Mean()
+    total = option.zero({"w": torch.zeros(1)})
+    option.add(total, Update(PLAN, {"w": torch.tensor([1.0])}, 1))
+    with pytest.raises(ClientError) as caught:
+        option.add(total, Update(PLAN, {"w": torch.tensor([2.0**20])}, 2**7))
+    assert caught.value.reason == "too_large"
+    state, _ = option.apply({"w": torch.zeros(1)}, {}, total)
+    assert state["w"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("fields", [{"learning_rate": 0.0}, {"momentum": 1.0}, {"momentum": -0.1}])
+def test_values_out_of_range_are_refused(fields):
+    with pytest.raises(ValueError, match="must be"):
+        Mean(**fields)
