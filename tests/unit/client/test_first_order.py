@@ -104,7 +104,7 @@ def test_a_client_with_fewer_examples_than_a_batch_takes_all_it_has():
 
 def test_epochs_count_instead_of_steps():
     line = Line()
-    FirstOrder(num_steps=1, num_epochs=2, batch_size=2).train(line, examples(1, 2, 3), 0.0, generator())
+    FirstOrder(num_steps=1, num_epochs=2.0, batch_size=2).train(line, examples(1, 2, 3), 0.0, generator())
     assert len(line.seen) == 4
 
 
