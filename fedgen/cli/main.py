@@ -1,0 +1,149 @@
+"""The command ``fedgen``: one verb per thing to do. Only the standard library is imported until a verb needs more.
+
+Exit codes: 0 fine, 2 the user's mistake (one message, no traceback), 130 interrupted; a defect keeps its traceback
+and gives 1.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedgen.errors import FedgenError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+OVERVIEW = """\
+Fine-tune one generative model on many devices whose data never leaves them.
+
+Three things to try:
+  fedgen train recipe=tiny                      everything real but the size; seconds, no download
+  fedgen train                                  four smart homes teach SmolLM2-135M their commands
+  fedgen generate runs/<run> "turn on the lamp in the kitchen"
+                                                talk to the model that a run has tuned
+
+A run lands in runs/<date>-<name>/ (set FEDGEN_RUNS to put runs elsewhere): its resolved experiment.yaml, metrics.jsonl,
+checkpoints/, the tuned adapter/, and report.html to look at. Kill it whenever you like:
+fedgen resume goes on where it was.
+"""
+
+TRAIN = """\
+usage: fedgen train [KEY=VALUE ...] [recipe=NAME] [-m] [--cfg job]
+
+Trains, and leaves a run folder behind. Without arguments: four smart homes on SmolLM2-135M-Instruct.
+
+Change a value      fedgen train num_rounds=10 client.learning_rate=1e-3
+Swap a stage        fedgen train model=tiny data=synthetic partition=dirichlet partition.num_clients=10
+Your own data       fedgen train data=jsonl data.path=FOLDER          one <owner>.jsonl per owner
+A whole recipe      fedgen train recipe=tiny seed=3                   what you type overrides the recipe
+Sweep               fedgen train -m seed=1,2,3 client.learning_rate=1e-3,2e-3
+                    one run per combination in one folder, compared at the end
+Look, do not run    fedgen train --cfg job                            every value that would be used
+
+What there is       fedgen options                                    stages and their options
+                    fedgen options client.first_order                 the keys of one option
+Recipes             {recipes}
+
+Values are yaml: null, true, 1e-3, text, [a,b]. The composer is Hydra, whose own flags (--info, --config-dir) work
+as well. Runs land in runs/, or in the folder that the environment variable FEDGEN_RUNS names.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["train"]:
+            return _train(given[1:])
+        return _dispatch(_parser().parse_args(given))
+    except FedgenError as error:
+        print(f"fedgen: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("fedgen: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has closed it (`fedgen options | head`); Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _train(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        from fedgen.cli.catalogue import recipes
+
+        print(TRAIN.format(recipes=f"\n{'':20}".join(f"recipe={name:<12} {text}" for name, text in recipes().items())))
+        return 0
+    from fedgen.cli.train import train
+
+    return train(arguments)
+
+
+def _dispatch(given: argparse.Namespace) -> int:
+    if given.verb == "report":
+        from fedgen.cli import reports
+
+        return reports.show(given.runs, given.out)
+    if given.verb in ("resume", "export", "generate"):
+        from fedgen.cli import runs
+
+        if given.verb == "resume":
+            return runs.resume(given.run)
+        if given.verb == "export":
+            return runs.export(given.run, given.option, given.to)
+        return runs.generate(given.run, given.text, given.max_new_tokens)
+    if given.verb == "benchmark":
+        from fedgen.cli.benchmark import benchmark
+
+        return benchmark(given.name, as_json=given.json)
+    from rich.console import Console
+
+    from fedgen.cli.catalogue import show
+
+    show(given.what, Console())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    import fedgen
+
+    parser = argparse.ArgumentParser(
+        "fedgen", description=OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"fedgen {fedgen.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+    verbs.add_parser("train", help="train: fedgen train [KEY=VALUE ...] [recipe=NAME] [-m]; see fedgen train --help")
+    resume = verbs.add_parser("resume", help="go on with a run that was interrupted, bit for bit")
+    _add_run(resume)
+    report = verbs.add_parser("report", help="write a run's report.html, or compare several runs or a sweep")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or the folder of a sweep")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where the page goes")
+    export = verbs.add_parser("export", help="write the tuned model: an adapter for PEFT, or the whole model merged")
+    _add_run(export)
+    export.add_argument("option", nargs="?", help="adapter or merged; the run's own if not given")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="where it goes; inside the run if not given")
+    generate = verbs.add_parser("generate", help="ask the tuned model")
+    _add_run(generate)
+    generate.add_argument("text", help="what to say to it")
+    generate.add_argument(
+        "--max-new-tokens", type=_positive, default=64, metavar="N", help="longest answer (default 64)"
+    )
+    options = verbs.add_parser("options", help="list stages, the options of a stage, or the keys of an option")
+    options.add_argument("what", nargs="?", metavar="STAGE[.OPTION]", help="model, or model.tiny")
+    benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")
+    benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
+    benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, runs/<date>-<name>")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

@@ -1,0 +1,42 @@
+"""``fedgen report``: one run's page, or several runs in one table and one plot. Imports neither torch nor Hydra."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedgen import report
+from fedgen.errors import RunError
+
+
+def show(paths: Sequence[Path], out: Path | None) -> int:
+    """Writes the report of one run, or the comparison of several; says where it is.
+
+    Raises:
+        RunError: a path is no run folder and no sweep, or the page cannot be written.
+    """
+    if len(paths) == 1 and (paths[0] / "experiment.yaml").exists() and out is None:
+        print(report.write(paths[0]))
+        return 0
+    if out is None:
+        # A sweep gets its page inside; several runs get it beside the first.
+        out = paths[0] / "report.html" if len(paths) == 1 else paths[0].resolve().parent / "comparison.html"
+    try:
+        page = report.compare(list(paths), out)
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from error
+    table(paths)
+    print(page)
+    return 0
+
+
+def table(paths: Sequence[Path]) -> None:
+    """Prints the comparison of runs."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    headers, rows = report.comparison_table(list(paths))
+    drawn = Table(*(escape(header) for header in headers), box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    Console().print(drawn)

@@ -1,0 +1,161 @@
+"""The life of a run: started, resumed, exported, talked to. No Hydra here: a run folder says all there is."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedgen import checkpoint, report
+from fedgen import run as folders
+from fedgen.cli.catalogue import nearest, options, shipped
+from fedgen.cli.check import build_node, load
+from fedgen.cli.progress import Progress
+from fedgen.errors import ConfigError, FedgenError, RunError
+from fedgen.experiment import Experiment
+from fedgen.run import Run
+from fedgen.types import Card, Export, Learner
+
+INTERRUPTED = 130
+
+
+def start(experiment: Experiment, text: str, root: Path, name: str) -> Run:
+    """Makes a run folder and carries the experiment through in it.
+
+    Args:
+        experiment: what to do.
+        text: the resolved config that describes it, as yaml.
+        root: folder in which the run folder is made.
+        name: goes into the run folder's name.
+
+    Raises:
+        FedgenError: the experiment cannot be carried out; a folder in which nothing has happened yet is removed again.
+    """
+    environment = json.dumps(folders.environment(), indent=2) + "\n"
+    run = folders.create(root, name, {"experiment.yaml": text, "environment.json": environment})
+    try:
+        _drive(experiment, run)
+    except FedgenError:
+        if not any(run.checkpoints.iterdir()):
+            shutil.rmtree(run.path)
+        raise
+    return run
+
+
+def resume(path: Path) -> int:
+    """Goes on with a run from its newest valid checkpoint; a run that is over only gets its report again.
+
+    Raises:
+        FedgenError: it is no run folder, or cannot be continued.
+    """
+    run = folders.open_run(path)
+    _drive(load(run.experiment_file), run)
+    return 0
+
+
+def export(path: Path, option: str | None, target: Path | None) -> int:
+    """Writes the tuned model as one of the options of export says.
+
+    Raises:
+        FedgenError: there is nothing to export, the option is unknown, or the target is in use.
+    """
+    run = folders.open_run(path)
+    experiment = load(run.experiment_file)
+    if option is not None:
+        experiment = _with_export(experiment, option)
+    folder = target or run.path / experiment.export.folder_name
+    if target is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RunError(f"{target} exists and is no empty folder; name another with --to, nothing was written")
+    with _quietly():
+        learner = _finished(experiment, run)
+        card = _card(experiment, run)
+        with folders.replace_folder(folder) as fresh:
+            experiment.export.write(learner, fresh, card)
+    print(folder)
+    return 0
+
+
+def generate(path: Path, text: str, max_new_tokens: int) -> int:
+    """Prints the tuned model's greedy answer.
+
+    Raises:
+        FedgenError: it is no run folder, or has no state yet.
+    """
+    run = folders.open_run(path)
+    experiment = load(run.experiment_file)
+    with _quietly():
+        learner = _finished(experiment, run)
+        answer = learner.generate(experiment.data.prompt(text), max_new_tokens)
+    print(answer)
+    return 0
+
+
+def _drive(experiment: Experiment, run: Run) -> None:
+    """Carries a run to its end with a display, and writes its report whatever happens."""
+    again = f"fedgen resume {shlex.quote(str(run.path))}"
+    try:
+        with Progress() as progress:
+            experiment.federation.run(experiment, run, progress.observe)
+            page = report.write(run.path)
+            progress.finish(report.summarise(run.path))
+    except KeyboardInterrupt:
+        print(f"\nfedgen: interrupted. Go on where it was: {again}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except FedgenError as error:
+        if any(run.checkpoints.iterdir()):
+            raise type(error)(f"{error}\nWhat was done so far is kept; go on with: {again}") from error
+        raise
+    folder = shlex.quote(str(run.path))
+    print(f"\nLook at it   {page}")
+    print(f'Talk to it   fedgen generate {folder} "..."')
+    print(f"Give it away fedgen export {folder} --to FOLDER")
+
+
+def _finished(experiment: Experiment, run: Run) -> Learner:
+    from fedgen.federation.local import finished
+
+    return finished(experiment, run)
+
+
+def _with_export(experiment: Experiment, option: str) -> Experiment:
+    """The experiment with another option of export.
+
+    Raises:
+        ConfigError: there is no such option, or it does not go with the adapter.
+    """
+    from omegaconf import OmegaConf
+
+    known = options("export")
+    if option not in known:
+        raise ConfigError(f"export has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
+    node = OmegaConf.to_container(OmegaConf.load(shipped("configs") / "export" / f"{option}.yaml"))
+    built = build_node(node, "export")
+    assert isinstance(built, Export)
+    try:
+        return dataclasses.replace(experiment, export=built)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _card(experiment: Experiment, run: Run) -> Card:
+    """The model card of a run, as far as it has come."""
+    identity = hashlib.sha256(run.experiment_file.read_bytes()).hexdigest()
+    newest, _ = checkpoint.load_latest(run.checkpoints, identity=identity)
+    results: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in report.summarise(run.path)["quality"]:
+        if row["before"] is not None and row["after"] is not None:
+            results.setdefault(row["split"], {})[row["metric"]] = row["before"], row["after"]
+    settings = experiment.settings()
+    base = settings.get("model.source", settings["model"])
+    return Card(experiment.name, base, str(newest.facts.get("description", "")), settings, results)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Sends what libraries print to stderr, so that stdout holds the answer alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,149 @@
+"""Every yaml in configs/: found by glob, composed, checked, built. And every option has one."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import fedgen
+from fedgen import types
+from fedgen.cli import check
+from fedgen.cli.catalogue import defaults, shipped
+from fedgen.cli.fit import fit
+from fedgen.cli.source import completed
+from fedgen.cli.train import train
+
+CONFIGS = shipped("configs")
+STAGES = list(defaults())
+OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name != "recipe")
+RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
+REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"]}
+"""What an option cannot do without, in the words of a user."""
+
+
+def name_of(file):
+    return f"{file.parent.name}={file.stem}"
+
+
+def composed(*arguments):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert train([*arguments, "--cfg", "job"]) == 0
+    return OmegaConf.to_container(OmegaConf.create(printed.getvalue()))
+
+
+def class_of(file):
+    module, _, name = yaml.safe_load(file.read_text())["_target_"].rpartition(".")
+    return module, getattr(importlib.import_module(module), name)
+
+
+def test_nothing_lies_in_configs_that_no_test_here_touches():
+    found = {file for file in CONFIGS.rglob("*") if file.is_file()}
+    assert found == {CONFIGS / "experiment.yaml", *OPTION_FILES, *RECIPE_FILES}
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "recipe"])
+def test_no_group_is_empty(stage):
+    assert list((CONFIGS / stage).glob("*.yaml"))
+
+
+def test_the_defaults_list_has_every_stage_of_an_experiment_in_its_order():
+    stages = [f.name for f in dataclasses.fields(check.Experiment) if f.default is dataclasses.MISSING]
+    assert stages == STAGES
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_an_option_is_a_class_of_its_name_in_a_module_of_its_name(file):
+    module, cls = class_of(file)
+    assert module == f"fedgen.{file.parent.name}.{file.stem}"
+    assert cls.__module__ == module
+    assert cls.__name__.lower() == file.stem.replace("_", "")
+    assert cls.__name__[0].isupper()
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_an_option_is_a_final_frozen_dataclass_with_a_line_about_itself(file):
+    _, cls = class_of(file)
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen
+    assert cls.__bases__ == (object,)
+    assert cls.__doc__.partition("\n")[0].endswith(".")
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_an_options_file_is_a_comment_a_class_and_what_differs_from_it(file):
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[1].startswith("_target_: ")
+    assert not any(line.startswith("#") for line in lines[1:])
+    _, cls = class_of(file)
+    given = {key: value for key, value in yaml.safe_load(file.read_text()).items() if key != "_target_"}
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    assert [key for key, value in given.items() if fields[key] == value] == []
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_an_option_alone_is_checked_and_built(file):
+    node = OmegaConf.to_container(completed(OmegaConf.load(file)))
+    for override in REQUIRED_VALUES.get(file.stem, []):
+        key, _, value = override.partition("=")
+        node[key.partition(".")[2]] = value
+    built = check.build_node(node, file.parent.name)
+    assert type(built).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
+    assert isinstance(built, getattr(types, file.parent.name.capitalize()))
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_the_defaults_of_a_class_fit_its_own_annotations(file):
+    _, cls = class_of(file)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            assert fit(field.default, hints[field.name]) == field.default
+
+
+@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
+def test_an_option_is_composed_into_the_whole_and_built(file):
+    overrides = [f"{file.parent.name}={file.stem}", *REQUIRED_VALUES.get(file.stem, [])]
+    if name_of(file) == "adapter=full":
+        overrides.append("export=merged")
+    experiment = check.build(composed(*overrides))
+    assert type(getattr(experiment, file.parent.name)).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
+
+
+@pytest.mark.parametrize("file", RECIPE_FILES, ids=name_of)
+def test_a_recipe_is_composed_and_built_under_its_own_name(file):
+    assert file.read_text().startswith("# @package _global_\n# ")
+    assert check.build(composed(f"recipe={file.stem}")).name == file.stem
+
+
+@pytest.mark.parametrize("file", [*OPTION_FILES, *RECIPE_FILES], ids=name_of)
+def test_what_a_run_writes_down_builds_the_same_experiment(file, tmp_path):
+    overrides = [name_of(file), *REQUIRED_VALUES.get(file.stem, [])]
+    if name_of(file) == "adapter=full":
+        overrides.append("export=merged")
+    config = composed(*overrides)
+    (tmp_path / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    assert check.load(tmp_path / "experiment.yaml") == check.build(config)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_class_that_could_be_an_option_has_its_yaml(stage):
+    """A class that is named like its module and has what the stage's Protocol asks for is an option."""
+    protocol = getattr(types, stage.capitalize())
+    wanted = {name for name, _ in inspect.getmembers(protocol) if not name.startswith("_")}
+    found = []
+    for file in sorted((Path(fedgen.__file__).parent / stage).glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name.lower() == file.stem.replace("_", ""):
+                members = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                found += [file.stem] if wanted <= members else []
+    assert found == sorted(file.stem for file in OPTION_FILES if file.parent.name == stage)
