@@ -57,8 +57,8 @@ class Dirichlet:
                 return dict(zip(client_names(self.num_clients), map(sorted, clients), strict=True))
         raise DataError(
             f"none of {MAX_DRAWS} draws with concentration {self.concentration} gave each of {self.num_clients} "
-            f"clients {self.min_examples} of the {len(examples)} examples; raise concentration, or lower num_clients or "
-            "min_examples"
+            f"clients {self.min_examples} of the {len(examples)} examples; raise concentration, or lower num_clients "
+            "or min_examples"
         )
 
     def _by_label(self, examples: Sequence[Example]) -> dict[str, list[int]]:
