@@ -46,7 +46,11 @@ def test_imports_point_downwards():
     [
         ("tree.py", "import fedgen.rounds", "fedgen.tree is not allowed to import fedgen.rounds"),
         ("types.py", "from fedgen import errors", "fedgen.types is not allowed to import fedgen.errors"),
-        ("wire/dense.py", "from fedgen.aggregation import mean", "fedgen.wire is not allowed to import fedgen.aggregation"),
+        (
+            "wire/dense.py",
+            "from fedgen.aggregation import mean",
+            "fedgen.wire is not allowed to import fedgen.aggregation",
+        ),
         ("wire/dense.py", "def lazy():\n    import peft", "fedgen.wire is not allowed to import peft"),
         ("client/first_order.py", "import omegaconf", "fedgen is not allowed to import omegaconf"),
         ("rounds.py", "import flwr", "fedgen is not allowed to import flwr"),

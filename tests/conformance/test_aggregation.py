@@ -1,0 +1,119 @@
+"""What every aggregation keeps, whatever it makes of the updates."""
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+import torch
+
+from fedgen import tree
+from fedgen.errors import ClientError
+from fedgen.types import Aggregation, Plan, State, Update
+from tests.conformance.options import build, options
+
+WHOLE: Plan = {"a": (None, None), "b": (None,)}
+PART: Plan = {"a": (torch.tensor([2, 0]), None), "b": (torch.tensor([1]),)}
+
+
+@pytest.fixture(params=options("aggregation"))
+def aggregation(request: pytest.FixtureRequest) -> Aggregation:
+    return build("aggregation", request.param)
+
+
+def state(seed: int = 0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(4, 3, generator=generator), "b": torch.randn(5, generator=generator)}
+
+
+def updates(plan: Plan = WHOLE) -> list[Update]:
+    weights = (1, 7, 3, 1000)
+    return [Update(plan, tree.cut(state(10 + number), plan), weight) for number, weight in enumerate(weights)]
+
+
+def fold(aggregation: Aggregation, received: Iterable[Update]) -> tuple[State, State]:
+    before = state()
+    total = aggregation.zero(before)
+    for update in received:
+        aggregation.add(total, update)
+    return aggregation.apply(before, aggregation.init(before), total)
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_it_is_an_aggregation(aggregation):
+    assert isinstance(aggregation, Aggregation)
+
+
+def test_the_next_state_has_the_names_shapes_and_types_of_the_last(aggregation):
+    after, server = fold(aggregation, updates())
+    assert [(n, t.shape, t.dtype) for n, t in after.items()] == [(n, t.shape, t.dtype) for n, t in state().items()]
+    assert tree.is_finite(after)
+    assert tree.is_finite(server)
+    assert not same(after, state())
+
+
+def test_the_order_of_arrival_changes_no_bit(aggregation):
+    results = [fold(aggregation, order) for order in itertools.permutations(updates())]
+    assert all(same(results[0][0], after) and same(results[0][1], server) for after, server in results[1:])
+
+
+def test_equal_updates_count_as_one(aggregation):
+    update = updates()[0]
+    assert close(fold(aggregation, [update] * 5)[0], fold(aggregation, [update])[0])
+
+
+def test_only_the_proportions_of_the_weights_matter(aggregation):
+    scaled = [Update(update.plan, update.tensors, 6 * update.num_examples) for update in updates()]
+    assert close(fold(aggregation, scaled)[0], fold(aggregation, updates())[0])
+
+
+def test_what_nobody_was_sent_stays_as_it_is(aggregation):
+    after, _ = fold(aggregation, updates(PART))
+    untouched = {"a": [1, 3], "b": [0, 2, 3, 4]}
+    for name, rows in untouched.items():
+        assert torch.equal(after[name][rows], state()[name][rows])
+    assert not torch.equal(after["a"][[0, 2]], state()["a"][[0, 2]])
+
+
+def test_without_updates_nothing_changes(aggregation):
+    before = state()
+    after, server = aggregation.apply(before, aggregation.init(before), aggregation.zero(before))
+    assert same(after, before)
+    assert same(server, aggregation.init(before))
+
+
+def test_what_goes_in_is_left_alone(aggregation):
+    before, received = state(), updates()
+    server = aggregation.init(before)
+    kept = tree.copy(server)
+    total = aggregation.zero(before)
+    for update in received:
+        aggregation.add(total, update)
+    aggregation.apply(before, server, total)
+    assert same(before, state())
+    assert same(server, kept)
+    assert all(same(update.tensors, fresh.tensors) for update, fresh in zip(received, updates(), strict=True))
+
+
+def test_a_refused_update_leaves_no_trace(aggregation):
+    honest = updates()
+    huge = Update(WHOLE, tree.scale(state(3), 1e30), 10**9)
+    before = state()
+    total = aggregation.zero(before)
+    aggregation.add(total, honest[0])
+    try:
+        aggregation.add(total, huge)
+    except ClientError as error:
+        assert error.reason
+    else:
+        pytest.fail("a change of 1e30 was folded in; bound it, and refuse what lies beyond")
+    for update in honest[1:]:
+        aggregation.add(total, update)
+    after, _ = aggregation.apply(before, aggregation.init(before), total)
+    assert same(after, fold(aggregation, honest)[0])

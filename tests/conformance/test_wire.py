@@ -1,0 +1,114 @@
+"""What every wire format keeps."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgen import tree
+from fedgen.errors import ClientError
+from fedgen.types import State, Wire
+from tests.conformance.options import build, disturb, options
+
+WIRES = {name: build("wire", name) for name in options("wire")}
+shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> State:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    parts = draw(st.dictionaries(st.text(min_size=1, max_size=4), shapes, max_size=4))
+    scale = draw(st.sampled_from([0.0, 1e-6, 1.0, 1e3]))
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in parts.items()}
+
+
+@pytest.fixture(params=WIRES)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    return WIRES[request.param]
+
+
+def sample() -> State:
+    generator = torch.Generator().manual_seed(0)
+    return {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(7, generator=generator)}
+
+
+def test_it_is_a_wire(wire):
+    assert isinstance(wire, Wire)
+
+
+@given(state=states())
+@pytest.mark.parametrize("name", WIRES)
+def test_names_shapes_and_types_survive(name, state):
+    wire = WIRES[name]
+    back = wire.decode(wire.encode(state))
+    assert list(back) == list(state)
+    assert [(t.shape, t.dtype) for t in back.values()] == [(t.shape, t.dtype) for t in state.values()]
+
+
+@given(state=states())
+@pytest.mark.parametrize("name", WIRES)
+def test_what_arrives_is_nearer_than_nothing(name, state):
+    wire = WIRES[name]
+    error = tree.norm(tree.subtract(wire.decode(wire.encode(state)), state))
+    assert error <= tree.norm(state)
+
+
+@given(state=states())
+@pytest.mark.parametrize("name", WIRES)
+def test_same_state_same_bytes_and_the_state_is_left_alone(name, state):
+    wire, before = WIRES[name], tree.copy(state)
+    first = wire.encode(state)
+    disturb()
+    second = wire.encode(state)
+    assert first.manifest == second.manifest
+    assert torch.equal(first.data, second.data)
+    assert all(torch.equal(state[key], before[key]) for key in before)
+
+
+def test_the_bytes_reported_are_the_bytes_sent(wire):
+    payload = wire.encode(sample())
+    assert payload.num_bytes == len(payload.data.numpy().tobytes())
+
+
+def test_views_are_sent_as_what_they_show(wire):
+    state = sample()
+    views = {"a": state["a"].T, "b": state["b"][::2]}
+    dense = {name: tensor.contiguous() for name, tensor in views.items()}
+    assert torch.equal(wire.encode(views).data, wire.encode(dense).data)
+
+
+def test_an_array_that_is_too_short_or_too_long_is_refused(wire):
+    payload = wire.encode(sample())
+    for data in (payload.data[:-1], payload.data[:0], torch.cat([payload.data, payload.data])):
+        with pytest.raises(ClientError, match=r".") as caught:
+            wire.decode(dataclasses.replace(payload, data=data))
+        assert caught.value.reason == "malformed"
+
+
+@given(entry=st.integers(0, 1), dtype=st.text(max_size=9), shape=st.lists(st.integers(-(2**70), 2**70), max_size=4))
+@pytest.mark.parametrize("name", WIRES)
+def test_a_lying_manifest_is_refused_and_nothing_else_happens(name, entry, dtype, shape):
+    wire = WIRES[name]
+    payload = wire.encode(sample())
+    manifest = copy.copy(list(payload.manifest))
+    manifest[entry] = (manifest[entry][0], dtype, tuple(shape))
+    with pytest.raises(ClientError) as caught:
+        wire.decode(dataclasses.replace(payload, manifest=tuple(manifest)))
+    assert caught.value.reason == "malformed"
+
+
+@given(shape=st.lists(st.integers(0, 2**70), max_size=4))
+@pytest.mark.parametrize("name", WIRES)
+def test_a_lying_shape_is_refused_or_stays_within_the_bytes(name, shape):
+    wire = WIRES[name]
+    payload = wire.encode(sample())
+    (first, dtype, _), *rest = payload.manifest
+    try:
+        state = wire.decode(dataclasses.replace(payload, manifest=((first, dtype, tuple(shape)), *rest)))
+    except ClientError as error:
+        assert error.reason == "malformed"
+    else:
+        assert list(state[first].shape) == shape
