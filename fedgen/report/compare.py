@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from fedgen import disk
 from fedgen.report import series, text
 from fedgen.report.charts import Curve, curves, is_share
-from fedgen.report.page import Plot, render, replace
+from fedgen.report.page import Plot, render
 from fedgen.report.records import Number, Record, Records, expand, read
 from fedgen.report.series import Followed, Points
 from fedgen.report.summary import summary_of
@@ -43,12 +44,12 @@ class Row:
         """What tells this row from the others."""
         return ", ".join(f"{key}={value}" for key, value in self.differing.items()) or self.run
 
-    def middle(self, measure: str) -> float | None:
+    def middle(self, measure: str) -> Number | None:
         """Mean of a measure over the runs where it is known; None if it is known nowhere."""
         known = [value for value in self.values[measure] if value is not None]
         return mean(known) if known else None
 
-    def deviation(self, measure: str) -> float | None:
+    def deviation(self, measure: str) -> Number | None:
         """Sample standard deviation over the runs; None with fewer than two of them."""
         known = [value for value in self.values[measure] if value is not None]
         return stdev(known) if len(known) > 1 else None
@@ -95,6 +96,7 @@ def comparison_table(folders: Sequence[Path]) -> tuple[list[str], list[list[str]
     """
     return _table(comparison_rows(folders))
 
+
 def compare(folders: Sequence[Path], out: Path) -> Path:
     """Writes the comparison as a page that stands alone, with one table and one plot.
 
@@ -110,23 +112,20 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
     """
     rows = comparison_rows(folders)
     headers, cells = _table(rows)
-    best = _best(rows)
     num_runs = sum(len(row.seeds) for row in rows)
-    names = len(headers) - len(MEASURES)
-    return replace(
-        out,
-        render(
-            "comparison.html.jinja",
-            title=f"{text.plural(num_runs, 'run')} compared",
-            headers=headers,
-            cells=cells,
-            num_names=names,
-            best=best,
-            followed=_shared(rows),
-            plot=_plot(rows),
-            grouped=num_runs > len(rows),
-        ),
+    page = render(
+        "comparison.html.jinja",
+        title=f"{text.plural(num_runs, 'run')} compared",
+        headers=headers,
+        cells=cells,
+        num_names=len(headers) - len(MEASURES),
+        best=_best(rows),
+        followed=_shared(rows),
+        plot=_plot(rows),
+        grouped=num_runs > len(rows),
     )
+    disk.write_atomic(out, page)
+    return out
 
 
 def _row(runs: Sequence[Records], seeds: tuple[str, ...], differing: Mapping[str, str]) -> Row:
@@ -166,7 +165,7 @@ def _settings(value: object, key: str = "") -> dict[str, str]:
         value = {str(index): entry for index, entry in enumerate(value)}
     if not isinstance(value, Mapping):
         return {key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)}
-    settings = {}
+    settings: dict[str, str] = {}
     for name, entry in value.items():
         if name == "_target_":
             parts = str(entry).split(".")
@@ -229,7 +228,7 @@ def _plot(rows: Sequence[Row]) -> Plot | None:
     chart = curves(lines, share=share, large=True)
     left_out = len(rows) - len(drawn)
     note = f"{left_out} left out: judged by another number, or never measured" if left_out else ""
-    return chart and Plot(f"{text.words(follow.metric)} on {text.words(follow.split)}", chart, note)
+    return None if chart is None else Plot(f"{text.words(follow.metric)} on {text.words(follow.split)}", chart, note)
 
 
 def _curve(row: Row) -> Curve:

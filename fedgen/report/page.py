@@ -1,17 +1,16 @@
 """The page of one run: report.html, which stands alone, and report.json beside it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgen.errors import RunError
+from fedgen import disk
 from fedgen.report import series, text
-from fedgen.report.charts import Chart, Curve, Unit, curves, is_share, spread, stack
-from fedgen.report.records import Number, Record, Records, read
-from fedgen.report.series import SECONDS, Points
+from fedgen.report.charts import Chart, Curve, curves, is_share, spread, stack
+from fedgen.report.records import Number, Record, Records, finite, read
+from fedgen.report.series import SECONDS, Followed, Points
 from fedgen.report.summary import summary_of
 
 PAGE_FILE, SUMMARY_FILE = "report.html", "report.json"
@@ -46,12 +45,14 @@ def write(folder: Path) -> Path:
     """
     records = read(folder)
     summary = summary_of(records)
-    replace(folder / SUMMARY_FILE, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    return replace(folder / PAGE_FILE, _page(records, summary))
+    page = _page(records, summary)
+    disk.write_atomic(folder / SUMMARY_FILE, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    disk.write_atomic(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE
 
 
-def render(template: str, **values: object) -> str:
-    """A page from one of the templates; every value is escaped."""
+def render(template: str, **values: object) -> bytes:
+    """A page from one of the templates, in UTF-8; every value is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -59,27 +60,11 @@ def render(template: str, **values: object) -> str:
     )
     for formatter in (text.number, text.num_bytes, text.seconds, text.words, text.clean):
         environment.filters[formatter.__name__] = formatter
-    return environment.get_template(template).render(values)
+    # Names come from clients and may hold half of a surrogate pair, which has no UTF-8 form.
+    return environment.get_template(template).render(values).encode("utf-8", "replace")
 
 
-def replace(path: Path, content: str) -> Path:
-    """Writes a file so that a reader finds the old one or the whole new one.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Names come from clients and may hold half of a surrogate pair, which has no UTF-8 form.
-        temporary.write_bytes(content.encode("utf-8", "replace"))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
-    return path
-
-
-def _page(records: Records, summary: Record) -> str:
+def _page(records: Records, summary: Record) -> bytes:
     follow = summary["followed"]
     clients, owners = _people(summary)
     return render(
@@ -94,7 +79,9 @@ def _page(records: Records, summary: Record) -> str:
         owners=owners,
         incidents=_incidents(summary),
         parts=[part for part in SECONDS if any(row["seconds"][part] is not None for row in summary["history"])],
-        change=text.change,
+        splits=list(dict.fromkeys(row["split"] for row in summary["quality"])),
+        metrics=list(dict.fromkeys(row["metric"] for row in summary["quality"])),
+        quality={(row["split"], row["metric"]): row for row in summary["quality"]},
         config_text=records.config_text,
         environment=_flat(summary["environment"]),
     )
@@ -139,19 +126,27 @@ def _learning(records: Records) -> list[Plot]:
     if follow is not None:
         splits = dict.fromkeys(split for record in records.rounds for split in series.evaluation(record))
         drawn = [
-            Curve(text.words(split), series.quality(records, split, follow.metric))
+            Curve(text.words(split), series.quality(records, split, follow.metric), sparse=split != follow.split)
             for split in sorted(splits, key=lambda split: split != follow.split)
         ]
         everything = [point for curve in drawn for point in curve.points]
         share = is_share(everything, higher_is_better=follow.higher_is_better)
-        better = "higher is better" if follow.higher_is_better else "lower is better"
-        plots.append(_plot(text.words(follow.metric), curves(drawn, share=share), better))
+        plots.append(_plot(text.words(follow.metric), curves(drawn, share=share), _how_measured(records, follow)))
     drawn = [Curve("training, mean of the clients", series.of_rounds(records, "loss"))]
     if follow is not None and follow.metric != "loss":
         measured = series.quality(records, follow.split, "loss")
         drawn += [Curve(text.words(follow.split), measured)] if measured else []
     plots.append(_plot("loss", curves(drawn), "nats per token"))
     return [plot for plot in plots if plot is not None]
+
+
+def _how_measured(records: Records, follow: Followed) -> str:
+    """Which way is better, and whether rounds are measured on fewer examples than the two ends of the run."""
+    note = "higher is better" if follow.higher_is_better else "lower is better"
+    whole, few = (finite(records.config.get(key)) for key in ("num_evaluated", "num_evaluated_per_round"))
+    if whole is not None and few is not None and few < whole:
+        note += f"; first and last on up to {whole} examples of a split, the rounds between on up to {few} of one"
+    return note
 
 
 def _spreads(records: Records) -> list[Plot]:
@@ -169,26 +164,27 @@ def _spreads(records: Records) -> list[Plot]:
 
 def _costs(records: Records) -> list[Plot]:
     sent = {"to clients": series.of_rounds(records, "bytes_down"), "back": series.of_rounds(records, "bytes_up")}
-    spent = {part: _seconds(records, part) for part in SECONDS}
+    spent = {part: series.seconds_of_rounds(records, part) for part in SECONDS}
     peaks = [Curve("process that runs the rounds", series.of_rounds(records, "peak_memory_bytes"))]
     largest = _largest_by_round(series.of_clients(records, "peak_memory_bytes"))
     peaks += [Curve("largest client", largest)] if largest else []
-    unit: Unit = "bytes"
+    turns = series.seconds_by_client(records, "compute")
+    note = "compute, wire and wait are sums over clients, who may work side by side"
     plots = [
-        _plot("bytes per round", stack(sent, unit=unit)),
-        _plot("seconds per round", stack(spent, unit="seconds", marked=("by the clock", _seconds(records, "total")))),
-        _plot("peak memory", curves(peaks, unit=unit)),
+        _plot("bytes per round", stack(sent, unit="bytes")),
+        _plot(
+            "seconds per round",
+            stack(spent, unit="seconds", marked=("by the clock", series.seconds_of_rounds(records, "total"))),
+            note,
+        ),
+        _plot("compute per client", spread(turns, colour=2, unit="seconds"), "seconds of training in each round"),
+        _plot("peak memory", curves(peaks, unit="bytes")),
     ]
     return [plot for plot in plots if plot is not None]
 
 
 def _plot(title: str, chart: Chart | None, note: str = "") -> Plot | None:
     return None if chart is None else Plot(title, chart, note)
-
-
-def _seconds(records: Records, part: str) -> Points:
-    values = ((record["round"], series.seconds(record, part)) for record in records.rounds)
-    return [(at, value) for at, value in values if value is not None]
 
 
 def _largest_by_round(clients: Mapping[str, Points]) -> Points:
@@ -214,7 +210,11 @@ def _people(summary: Record) -> tuple[list[Record], list[Record]]:
     def row(name: str, turns: Record | None) -> Record:
         before, after = (owners.get(name, {}).get(key) for key in ("before", "after"))
         ends = [end for end in (place(before), place(after)) if end is not None]
-        bar = {"before": place(before), "after": place(after), "left": min(ends), "width": max(ends) - min(ends)} if ends else None
+        bar = (
+            {"before": place(before), "after": place(after), "left": min(ends), "width": max(ends) - min(ends)}
+            if ends
+            else None
+        )
         return {"name": name, "turns": turns, "before": before, "after": after, "range": bar}
 
     names = {turns["client"] for turns in summary["clients"]}

@@ -1,6 +1,7 @@
 """Reads what a run has written down: its configuration, its environment and the lines of its journal.
 
-Only reads, and needs nothing but the folder, so a run can be looked at on another machine and while it is still going on.
+Only reads, and needs nothing but the folder, so a run can be looked at on another machine and while it still goes on;
+``journal``, which writes these lines and continues them, shares its types with the model and brings torch along.
 Whatever is not a finite number comes out as None, so that everything after this module may trust the numbers it gets.
 """
 
@@ -103,7 +104,7 @@ def finite(value: object) -> Number | None:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - any value that JSON can hold
-    """The value in the types of JSON; numbers that JSON lacks become text, and so does everything else that it lacks."""
+    """The value in the types of JSON; what JSON lacks, infinity and dates say, becomes text."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):

@@ -1,6 +1,6 @@
 """Numbers over rounds, picked out of a run's records: of the model, of each owner of examples, of each client."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedgen.report.records import Number, Record, Records, finite
@@ -88,16 +88,30 @@ def of_rounds(records: Records, key: str) -> Points:
 
 def of_clients(records: Records, key: str) -> dict[str, Points]:
     """A number of the clients' records, for each client."""
-    values: dict[str, list[tuple[int, object]]] = {}
-    for record in records.clients:
-        values.setdefault(record["client"], []).append((record["round"], record.get(key)))
-    return {client: _points(values[client]) for client in sorted(values, key=natural)}
+    return _by_client(records, lambda record: record.get(key))
+
+
+def seconds_of_rounds(records: Records, part: str) -> Points:
+    """Seconds of a part of the rounds."""
+    return _points((record["round"], seconds(record, part)) for record in records.rounds)
+
+
+def seconds_by_client(records: Records, part: str) -> dict[str, Points]:
+    """Seconds of a part of the clients' turns, for each client."""
+    return _by_client(records, lambda record: seconds(record, part))
 
 
 def seconds(record: Record, part: str) -> Number | None:
     """Seconds that a part of a round or of a client's turn took; `total` is the round by the wall clock."""
     parts = record.get("seconds")
     return finite(parts.get(part)) if isinstance(parts, Mapping) else None
+
+
+def _by_client(records: Records, pick: Callable[[Record], object]) -> dict[str, Points]:
+    values: dict[str, list[tuple[int, object]]] = {}
+    for record in records.clients:
+        values.setdefault(record["client"], []).append((record["round"], pick(record)))
+    return {client: _points(values[client]) for client in sorted(values, key=natural)}
 
 
 def _points(values: Iterable[tuple[int, object]]) -> Points:

@@ -22,12 +22,13 @@ def summarise(folder: Path) -> dict[str, Any]:
         `rounds_done` and `num_rounds` (None if the configuration does not say);
         `followed` ({split, metric, higher_is_better} or None: the number by which the run is judged) and its `before`,
         `after` and `best` ({round, value} or None each);
-        `quality`: one {split, metric, before, after, round} per split and metric, `round` being where `after` was taken;
+        `quality`: one {split, metric, before, after, round} per split and metric, `after` being taken in `round`;
         `loss`: mean training loss of the last round; `totals`: {bytes_down, bytes_up, num_refused,
         seconds: {part: number, total: by the wall clock}}; `peak_memory_bytes`: {rounds, clients}, of which `rounds` is
         the process that runs the rounds and `clients` the largest client;
         `clients`: one {client, num_examples, num_rounds, loss, bytes_down, bytes_up, seconds, peak_memory_bytes,
-        refused: {word: count}} per client; `owners`: one {owner, before, after} per owner of examples, of the followed number;
+        refused: {word: count}} per client; `owners`: one {owner, before, after} per owner of examples, of the number
+        that is followed;
         `refusals`, `warnings`, `conversations`: as they were recorded; `history`: one entry per round;
         `config`, `environment`. Numbers that are unknown or not finite are None.
 
@@ -50,7 +51,8 @@ def summary_of(records: Records) -> dict[str, Any]:
         "seed": config.get("seed"),
         "rounds_done": max((record["round"] for record in records.rounds), default=0),
         "num_rounds": finite(config.get("num_rounds")),
-        "followed": follow and {
+        "followed": follow
+        and {
             "split": follow.split,
             "metric": follow.metric,
             "higher_is_better": follow.higher_is_better,
@@ -105,9 +107,7 @@ def _totals(rounds: Iterable[Record]) -> Record:
         "bytes_down": _sum(record.get("bytes_down") for record in rounds),
         "bytes_up": _sum(record.get("bytes_up") for record in rounds),
         "num_refused": _sum(record.get("num_refused") for record in rounds),
-        "seconds": {
-            part: _sum(series.seconds(record, part) for record in rounds) for part in (*SECONDS, "total")
-        },
+        "seconds": {part: _sum(series.seconds(record, part) for record in rounds) for part in (*SECONDS, "total")},
     }
 
 
