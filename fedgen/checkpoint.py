@@ -49,8 +49,8 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, *, identity: str, keep: int = 2) -> Path:
     """Writes a checkpoint and then removes the oldest ones.
 
-    A checkpoint of the same round is replaced; at every instant the folder holds a whole one. One serialised copy of one
-    state is held at a time. Checkpoints of later rounds, left by a run that had to go back, are not touched.
+    A checkpoint of the same round is replaced; at every instant the folder holds a whole one. One serialised state is
+    held at a time, no more. Checkpoints of later rounds, left by a run that had to go back, are not touched.
 
     Args:
         folder: the run's `checkpoints`.

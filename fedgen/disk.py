@@ -1,9 +1,9 @@
 """Writing so that a crash, a full disk or a power cut never leaves half of something under its final name.
 
-A file or folder is written under a hidden name beside its target, forced to the disk, and renamed. The order is data, its
-folder, the rename, the folder that holds it: file systems differ in what they keep without it (Pillai et al., "All File
-Systems Are Not Created Equal", OSDI 2014). ``checkpoint``, ``journal`` and ``run`` say what is written; this module only
-knows how.
+A file or folder is written under a hidden name beside its target, forced to the disk, and renamed. The order is data,
+its folder, the rename, the folder that holds it: file systems differ in what they keep without it (Pillai et al., "All
+File Systems Are Not Created Equal", OSDI 2014). ``checkpoint``, ``journal`` and ``run`` say what is written; this
+module only knows how.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _REMEDIES = {
     errno.EACCES: "Make it writable for this user, or choose another folder",
     errno.EPERM: "Make it writable for this user, or choose another folder",
     errno.EROFS: "The disk is mounted read-only: remount it for writing, or choose another folder",
-    errno.EIO: "The disk reports a fault: look at its health (dmesg), copy the folder to another one and continue there",
+    errno.EIO: "The disk reports a fault: look at its health (dmesg), copy the run to another one and continue there",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another folder",
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder",
 }
@@ -203,7 +203,7 @@ def beside(target: Path, kind: Literal["tmp", "old"]) -> Path:
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Puts a folder in the place of another. Between the renames the old one has the hidden name that sweep restores."""
+    """Puts a folder in the place of another. Between the renames the old one has the hidden name that sweep undoes."""
     aside = beside(target, "old")
     try:
         if target.exists():
