@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, no telemetry, examples that do not change from run to run on CI."""
+"""What holds for every test: one thread, no network, no telemetry, and on CI the same drawn examples every time."""
 
 import os
 

@@ -7,7 +7,8 @@ import pytest
 from fedgen import seeds
 from fedgen.adapter.lora import Lora
 from fedgen.model.tiny import Tiny
-from fedgen.types import Adapter, Base, Encoded, Example, Learner
+from fedgen.stages import Adapter, Base, Learner
+from fedgen.types import Encoded, Example
 
 WORDS = ("lamp", "fan", "heater", "blind", "radio", "pump", "valve", "oven")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedgen import seeds
-from fedgen.types import Adapter
+from fedgen.stages import Adapter
 from tests.conformance.options import build, disturb, options
 
 

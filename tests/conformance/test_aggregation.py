@@ -8,7 +8,8 @@ import torch
 
 from fedgen import tree
 from fedgen.errors import ClientError
-from fedgen.types import Aggregation, Plan, State, Update
+from fedgen.stages import Aggregation
+from fedgen.types import Plan, State, Update
 from tests.conformance.options import build, options
 
 WHOLE: Plan = {"a": (None, None), "b": (None,)}
@@ -107,12 +108,8 @@ def test_a_refused_update_leaves_no_trace(aggregation):
     before = state()
     total = aggregation.zero(before)
     aggregation.add(total, honest[0])
-    try:
+    with pytest.raises(ClientError):
         aggregation.add(total, huge)
-    except ClientError as error:
-        assert error.reason
-    else:
-        pytest.fail("a change of 1e30 was folded in; bound it, and refuse what lies beyond")
     for update in honest[1:]:
         aggregation.add(total, update)
     after, _ = aggregation.apply(before, aggregation.init(before), total)

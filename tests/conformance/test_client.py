@@ -7,7 +7,7 @@ import torch
 
 from fedgen import seeds
 from fedgen.errors import ClientError
-from fedgen.types import Client
+from fedgen.stages import Client
 from tests.conformance.options import build, disturb, options
 
 

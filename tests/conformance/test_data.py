@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedgen.types import Data, Dataset, Example
+from fedgen.stages import Data
+from fedgen.types import Dataset, Example
 from tests.conformance.options import build, disturb, options
 
 

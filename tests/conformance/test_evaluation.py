@@ -8,7 +8,7 @@ import torch
 
 from fedgen import seeds
 from fedgen.client.first_order import FirstOrder
-from fedgen.types import Evaluation
+from fedgen.stages import Evaluation
 from tests.conformance.options import build, options
 
 

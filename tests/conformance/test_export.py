@@ -5,7 +5,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedgen.types import Card, Export
+from fedgen.stages import Export
+from fedgen.types import Card
 from tests.conformance.options import build, options
 
 CASES = [

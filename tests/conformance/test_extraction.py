@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen import tree
-from fedgen.types import Extraction
+from fedgen.stages import Extraction
 from tests.conformance.options import build, disturb, options
 
 EXTRACTIONS = {name: build("extraction", name) for name in options("extraction")}

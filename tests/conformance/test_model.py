@@ -1,4 +1,4 @@
-"""What every model keeps: weights shared or private, scores that agree with plain forward passes and with generation."""
+"""What every model keeps: weights are shared or private; scores agree with plain forward passes and with generation."""
 
 import time
 from functools import cache
@@ -6,7 +6,8 @@ from functools import cache
 import pytest
 import torch
 
-from fedgen.types import Base, Encoded, Example, Message, Model
+from fedgen.stages import Base, Model
+from fedgen.types import Encoded, Example, Message
 from tests.conformance.options import build, disturb, options
 
 EXAMPLES = [

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgen.types import Example, Partition
+from fedgen.stages import Partition
+from fedgen.types import Example
 from tests.conformance.options import build, disturb, options
 
 PARTITIONS = {name: build("partition", name) for name in options("partition")}
