@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, final
 
 from fedgen import disk
 from fedgen.errors import RunError
@@ -31,7 +31,7 @@ class Journal:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path, *, after_round: int | None) -> Self:
+    def open(cls, path: Path, *, after_round: int | None) -> "Journal":
         """Opens a journal, less the lines that will be written again.
 
         Records up to and including `after_round` are kept. A line that a crash cut off is dropped, and so is an ending
@@ -81,7 +81,7 @@ class Journal:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(
@@ -107,7 +107,7 @@ def _kept(lines: Sequence[tuple[bytes, Record]], after_round: int) -> list[tuple
     return [(line, record) for line, record in old if record.get("kind") not in CLOSING]
 
 
-def _round(record: Record) -> float:
+def _round(record: Record) -> int | float:
     """The record's round; one without any belongs to no round that is over."""
     value = record.get("round")
     return value if isinstance(value, int) else math.inf

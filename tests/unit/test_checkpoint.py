@@ -361,19 +361,25 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
     assert events == [*FILES, temporary, f"{temporary} becomes round-0001", tmp_path.name]
 
 
-def in_a_child(work: Callable[[], object]) -> int:
-    """Runs something in a forked process and gives its exit status, negative for a signal."""
+def forked(work: Callable[[], object]) -> int:
+    """Runs something in a process of its own, which ends with 0 if the work does; gives its number."""
     child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def exit_status(child: int) -> int:
+    """Waits for a process; negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("swept", [False, True])
-def test_a_process_killed_at_any_step_costs_no_checkpoint(scene, swept):
+def test_a_process_killed_at_any_step_costs_no_checkpoint(scene):
     folder, old, new, keep = scene
     restored = 0
 
@@ -383,15 +389,17 @@ def test_a_process_killed_at_any_step_costs_no_checkpoint(scene, swept):
             checkpoint.save(folder, new, identity="mine", keep=keep)
 
     for at in itertools.count(1):
-        status = in_a_child(functools.partial(work, at))
+        status = exit_status(forked(functools.partial(work, at)))
         assert status in (0, -signal.SIGKILL)
         restored += any(".old-" in name for name in hidden(folder)) and not (folder / "round-0002").exists()
-        if swept:
-            checkpoint.sweep(folder)
-            assert hidden(folder) == []
         found, skipped = checkpoint.load_latest(folder, identity="mine")
         assert skipped == []
         assert same(found, old) or same(found, new)
+        checkpoint.sweep(folder)
+        assert hidden(folder) == []
+        after, skipped = checkpoint.load_latest(folder, identity="mine")
+        assert skipped == []
+        assert same(after, found)
         if status == 0:
             break
         shutil.rmtree(folder)
@@ -402,21 +410,22 @@ def test_a_process_killed_at_any_step_costs_no_checkpoint(scene, swept):
 
 
 def test_kills_at_random_times_lose_no_saved_round(tmp_path):
-    moments = random.Random(0)
-    done = 0
+    moments, done = random.Random(0), 0
+
+    def save_on(first: int, report: int) -> None:
+        for round in itertools.count(first):
+            checkpoint.save(tmp_path, made(round, entries=100_000), identity="mine")
+            os.write(report, f"{round}\n".encode())
+
     for _ in range(10):
         reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            for round in itertools.count(done + 1):
-                checkpoint.save(tmp_path, made(round, entries=100_000), identity="mine")
-                os.write(writer, f"{round}\n".encode())
+        child = forked(functools.partial(save_on, done + 1, writer))
         os.close(writer)
         with os.fdopen(reader) as reports:
             first = reports.readline()
             time.sleep(moments.uniform(0, 0.08))
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            assert exit_status(child) == -signal.SIGKILL
             last = int([first, *reports.read().split()][-1])
         found, skipped = checkpoint.load_latest(tmp_path, identity="mine")
         assert skipped == []
@@ -454,12 +463,11 @@ def test_a_limit_on_file_sizes_is_explained(tmp_path):
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, 4_096))
-        try:
+        with pytest.raises(RunError, match="ulimit -f"):
             checkpoint.save(tmp_path, made(2, entries=10_000), identity="mine")
-        except RunError as error:
-            os._exit(7 if "ulimit -f" in str(error) and hidden(tmp_path) == [] else 8)
 
-    assert in_a_child(work) == 7
+    assert exit_status(forked(work)) == 0
+    assert hidden(tmp_path) == []
     assert checkpoint.load_latest(tmp_path, identity="mine")[0].round == 1
 
 
