@@ -135,7 +135,8 @@ class Seen:
         if cohort and cohort < num_clients:
             self.people += f", {cohort} a round"
         going_on = f", going on with round {first}" if first > 0 else ""
-        return f"{self.name}: {self.people}, {text.plural(self.num_rounds, 'round')}{going_on}, in {self.folder}"
+        place = f", in {self.folder}" if self.folder else ""
+        return f"{self.name}: {self.people}, {text.plural(self.num_rounds, 'round')}{going_on}{place}"
 
     def _dispatch(self, record: dict[str, Any]) -> str:
         self.round, self._round_began = int(record["round"]), self.clock()

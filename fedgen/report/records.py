@@ -20,6 +20,9 @@ Number = int | float
 
 CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE = "experiment.yaml", "environment.json", "metrics.jsonl"
 
+LARGEST = 1e100
+"""Beyond it a number is taken for none: sums and axes must stay finite."""
+
 _NEEDS_ROUND = ("round", "client", "warning", "conversation", "end")
 
 
@@ -97,10 +100,10 @@ def expand(folders: Sequence[Path]) -> list[Path]:
 
 
 def finite(value: object) -> Number | None:
-    """The value if it is a finite number, None if it is anything else."""
+    """The value if it is a number that can be drawn and added up, None if it is anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - any value that JSON can hold

@@ -1,7 +1,7 @@
 """A plot as SVG that lives inside a page and takes its colours and fonts from it.
 
-Matplotlib draws. Every colour it writes is a placeholder that becomes a CSS variable, so one plot reads well on light and
-on dark pages, and what it writes about itself is left out, so a page refers to nothing outside.
+Matplotlib draws. Every colour it writes is a placeholder that becomes a CSS variable, so one plot reads well on light
+and on dark pages, and what it writes about itself is left out, so a page refers to nothing outside.
 """
 
 import io
@@ -57,14 +57,7 @@ def draw(paint: Callable[["Axes"], None], suffix: str, *, large: bool = False) -
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     # The hash salt fixes the ids of clip paths, so the same numbers give the same bytes.
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "fedgen",
-            "font.size": 11,
-            "text.parse_math": False,
-        }
-    ):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedgen", "font.size": 11, "text.parse_math": False}):
         figure = Figure(figsize=_LARGE_IN if large else _SIZE_IN, layout="constrained")
         axes = figure.add_subplot()
         paint(axes)
