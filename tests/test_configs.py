@@ -1,11 +1,9 @@
 """Every yaml in configs/: found by glob, composed, checked, built. And every option has one."""
 
 import ast
-import contextlib
 import dataclasses
 import importlib
 import inspect
-import io
 import typing
 from pathlib import Path
 
@@ -14,15 +12,15 @@ import yaml
 from omegaconf import OmegaConf
 
 import fedgen
-from fedgen import types
+from fedgen import stages
 from fedgen.cli import check
 from fedgen.cli.catalogue import defaults, shipped
 from fedgen.cli.fit import fit
 from fedgen.cli.source import completed
-from fedgen.cli.train import train
+from fedgen.cli.train import compose
 
 CONFIGS = shipped("configs")
-STAGES = list(defaults())
+STAGE_NAMES = list(defaults())
 OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name != "recipe")
 RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
 REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"]}
@@ -31,13 +29,6 @@ REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"]}
 
 def name_of(file):
     return f"{file.parent.name}={file.stem}"
-
-
-def composed(*arguments):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert train([*arguments, "--cfg", "job"]) == 0
-    return OmegaConf.to_container(OmegaConf.create(printed.getvalue()))
 
 
 def class_of(file):
@@ -50,14 +41,14 @@ def test_nothing_lies_in_configs_that_no_test_here_touches():
     assert found == {CONFIGS / "experiment.yaml", *OPTION_FILES, *RECIPE_FILES}
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "recipe"])
+@pytest.mark.parametrize("stage", [*STAGE_NAMES, "recipe"])
 def test_no_group_is_empty(stage):
     assert list((CONFIGS / stage).glob("*.yaml"))
 
 
 def test_the_defaults_list_has_every_stage_of_an_experiment_in_its_order():
-    stages = [f.name for f in dataclasses.fields(check.Experiment) if f.default is dataclasses.MISSING]
-    assert stages == STAGES
+    found = [f.name for f in dataclasses.fields(check.Experiment) if f.default is dataclasses.MISSING]
+    assert found == STAGE_NAMES
 
 
 @pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
@@ -98,7 +89,7 @@ def test_an_option_alone_is_checked_and_built(file):
         node[key.partition(".")[2]] = value
     built = check.build_node(node, file.parent.name)
     assert type(built).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
-    assert isinstance(built, getattr(types, file.parent.name.capitalize()))
+    assert isinstance(built, getattr(stages, file.parent.name.capitalize()))
 
 
 @pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
@@ -110,35 +101,26 @@ def test_the_defaults_of_a_class_fit_its_own_annotations(file):
             assert fit(field.default, hints[field.name]) == field.default
 
 
-@pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
-def test_an_option_is_composed_into_the_whole_and_built(file):
-    overrides = [f"{file.parent.name}={file.stem}", *REQUIRED_VALUES.get(file.stem, [])]
-    if name_of(file) == "adapter=full":
-        overrides.append("export=merged")
-    experiment = check.build(composed(*overrides))
-    assert type(getattr(experiment, file.parent.name)).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
-
-
-@pytest.mark.parametrize("file", RECIPE_FILES, ids=name_of)
-def test_a_recipe_is_composed_and_built_under_its_own_name(file):
-    assert file.read_text().startswith("# @package _global_\n# ")
-    assert check.build(composed(f"recipe={file.stem}")).name == file.stem
-
-
 @pytest.mark.parametrize("file", [*OPTION_FILES, *RECIPE_FILES], ids=name_of)
-def test_what_a_run_writes_down_builds_the_same_experiment(file, tmp_path):
+def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file, tmp_path):
     overrides = [name_of(file), *REQUIRED_VALUES.get(file.stem, [])]
     if name_of(file) == "adapter=full":
         overrides.append("export=merged")
-    config = composed(*overrides)
+    config = compose(overrides)
+    experiment = check.build(config)
+    if file in RECIPE_FILES:
+        assert file.read_text().startswith("# @package _global_\n# ")
+        assert experiment.name == file.stem
+    else:
+        assert type(getattr(experiment, file.parent.name)).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
     (tmp_path / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    assert check.load(tmp_path / "experiment.yaml") == check.build(config)
+    assert check.load(tmp_path / "experiment.yaml") == experiment
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_every_class_that_could_be_an_option_has_its_yaml(stage):
     """A class that is named like its module and has what the stage's Protocol asks for is an option."""
-    protocol = getattr(types, stage.capitalize())
+    protocol = getattr(stages, stage.capitalize())
     wanted = {name for name, _ in inspect.getmembers(protocol) if not name.startswith("_")}
     found = []
     for file in sorted((Path(fedgen.__file__).parent / stage).glob("*.py")):

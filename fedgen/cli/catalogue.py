@@ -99,7 +99,7 @@ def options_table_markdown() -> str:
 
 def stage_summary(stage: str) -> str:
     """What the stage answers: first line of the docstring of its Protocol, without the full stop."""
-    return read(f"fedgen.types.{stage.capitalize()}").summary.rstrip(".")
+    return read(f"fedgen.stages.{stage.capitalize()}").summary.rstrip(".")
 
 
 def _show_stages(stages: list[str], console: "Console") -> None:

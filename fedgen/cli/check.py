@@ -107,7 +107,8 @@ def _build(node: object, key: str, faults: list[str]) -> object:
         raise _Refused
     target = _resolve(str(node["_target_"]), key, faults)
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else inspect.getattr_static(target, "__init__"))
+    annotated = target if dataclasses.is_dataclass(target) else inspect.getattr_static(target, "__init__")
+    hints = typing.get_type_hints(annotated)
     arguments: dict[str, object] = {}
     for name, value in node.items():
         if name not in DIRECTIVES:

@@ -70,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves the overview as it is, and each verb on a line with its text."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, indent_increment=1, width=118)
+
+
 def _train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         from fedgen.cli.catalogue import recipes
@@ -109,12 +116,10 @@ def _dispatch(given: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     import fedgen
 
-    parser = argparse.ArgumentParser(
-        "fedgen", description=OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("fedgen", description=OVERVIEW, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"fedgen {fedgen.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
-    verbs.add_parser("train", help="train: fedgen train [KEY=VALUE ...] [recipe=NAME] [-m]; see fedgen train --help")
+    verbs.add_parser("train", help="train, or sweep over many settings; fedgen train --help says how")
     resume = verbs.add_parser("resume", help="go on with a run that was interrupted, bit for bit")
     _add_run(resume)
     report = verbs.add_parser("report", help="write a run's report.html, or compare several runs or a sweep")

@@ -18,7 +18,8 @@ from fedgen.cli.progress import Progress
 from fedgen.errors import ConfigError, FedgenError, RunError
 from fedgen.experiment import Experiment
 from fedgen.run import Run
-from fedgen.types import Card, Export, Learner
+from fedgen.stages import Export, Learner
+from fedgen.types import Card
 
 INTERRUPTED = 130
 

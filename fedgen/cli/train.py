@@ -57,8 +57,40 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def compose(overrides: Sequence[str]) -> dict[str, object]:
+    """The resolved config that overrides make of the defaults, as plain values; `check.build` takes it.
+
+    Raises:
+        ConfigError: an override cannot be read, or names what does not exist.
+    """
+    source.register()
+    try:
+        with hydra.initialize(config_path=None, version_base="1.3"):
+            return _plain(hydra.compose("experiment", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def _plain(composed: Container) -> dict[str, object]:
+    """A composed config as plain values.
+
+    Raises:
+        ConfigError: a reference to another key leads nowhere.
+    """
+    try:
+        config = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
 def _root() -> Path:
     return Path(os.environ.get("FEDGEN_RUNS") or "runs")
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:
@@ -71,7 +103,9 @@ def _compose(arguments: Sequence[str], task: Callable[[Container], object]) -> N
     Raises:
         ConfigError: Hydra cannot compose a config from them.
     """
-    with _as_command_line(arguments):
+    # Hydra's parser wants all overrides in one piece; people type `model=tiny -m seed=1,2`.
+    ordered = sorted(arguments, key=lambda argument: not _is_override(argument))
+    with _as_command_line(ordered):
         try:
             hydra.main(config_path=None, config_name="experiment", version_base="1.3")(_named(task))()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -105,15 +139,11 @@ def _as_command_line(arguments: Sequence[str]) -> Iterator[None]:
 
 def _run(composed: Container, root: Path, name: str | None) -> Path:
     """One run from a composed config; its folder."""
-    try:
-        config = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    assert isinstance(config, dict)
+    config = _plain(composed)
     # Imports torch, so only when a run is about to start.
     from fedgen.cli import check, runs
 
-    experiment = check.build({str(key): value for key, value in config.items()})
+    experiment = check.build(config)
     text = OmegaConf.to_yaml(composed, resolve=True)
     path: Path = runs.start(experiment, text, root, name or experiment.name).path
     return path
@@ -154,22 +184,18 @@ def _sweep_folder(arguments: Sequence[str]) -> tuple[Path, list[str]]:
         ConfigError: the overrides cannot be read or composed.
         RunError: the folder cannot be made.
     """
-    given = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     try:
-        overrides = OverridesParser.create().parse_overrides(given)
-        fixed = [override for override in overrides if not override.is_sweep_override()]
-        with hydra.initialize(config_path=None, version_base="1.3"):
-            composed = hydra.compose("experiment", [str(override.input_line) for override in fixed])
-    except (HydraException, OmegaConfBaseException) as error:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if _is_override(a)])
+    except HydraException as error:
         raise explain(error) from error
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    composed = compose([str(override.input_line) for override in fixed])
     stem = _file_name(f"{datetime.now():%Y-%m-%dT%H%M}-{composed.get('name')}")
     for number in itertools.count(1):
         folder = _root() / (stem if number == 1 else f"{stem}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if not _root().is_dir():
-                raise RunError(f"{_root()} is no folder; set FEDGEN_RUNS to a folder for runs") from None
             continue
         except OSError as error:
             raise RunError(f"cannot make {folder}: {error.strerror}; set FEDGEN_RUNS to a folder for runs") from error

@@ -136,8 +136,9 @@ def test_nothing_that_is_refused_is_imported():
 
 def test_an_option_that_does_not_exist_lists_those_that_do(config):
     config["model"]["_target_"] = "fedgen.model.tinny.Tinny"
-    assert "cannot import fedgen.model.tinny.Tinny: there is no such module; options of model: causal_lm, tiny" in (
-        faults_of(config)[1]
+    assert (
+        "cannot import fedgen.model.tinny.Tinny: there is no such module; options of model: causal_lm, tiny"
+        in (faults_of(config)[1])
     )
 
 

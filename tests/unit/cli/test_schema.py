@@ -55,7 +55,8 @@ def test_defaults_may_be_constants_of_another_module(tmp_path, monkeypatch):
         "OWN = -1.5\n"
         "@dataclass(frozen=True)\n"
         "class Option:\n"
-        '    """First line.\n\n    Attributes:\n        path: where.\n        sizes: how large,\n            in rows.\n    """\n'
+        '    """First line.\n\n    Attributes:\n        path: where.\n'
+        '        sizes: how large,\n            in rows.\n    """\n'
         "    path: str\n"
         "    sizes: tuple[int, ...] = SIZES\n"
         "    own: float = OWN\n"

@@ -90,7 +90,7 @@ def test_any_field_of_a_class_can_be_overridden():
         (["recipe=tiny", "+client.foo=1"], r"client\.foo: FirstOrder has no such key"),
         (["recipe=tiny", "++clinet.batch_size=1"], r"clinet: Experiment has no such key; did you mean 'client'\?"),
         (["recipe=tiny", "client._target_=os.system"], "may not be named here"),
-        (["recipe=tiny", "~client"], "client is missing"),
+        (["model=tiny", "~client"], "client is missing"),
         (["recipe=tiny", "model=null"], "model"),
         (["recipe=tiny", "client.num_steps=1.5"], r"client\.num_steps: 1\.5 is not a whole number"),
         (["recipe=tiny", "client.learning_rate=-1"], r"client\.learning_rate is -1\.0; it must be positive"),
