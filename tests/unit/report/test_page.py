@@ -156,6 +156,8 @@ def test_owners_that_are_no_clients_have_a_table_of_their_own(whole_run):
     page = page_of(whole_run)
     assert "owner of examples" in page.texts
     assert {"client-2", "client-10", "home-2", "home-10"} <= set(page.texts)
+    # A measure heads the table of owners and that of rounds, and none of the clients' own.
+    assert page.texts[page.texts.index("last loss") + 1] == "bytes"
 
 
 def test_fewer_examples_between_are_told(write_run, records):
