@@ -1,14 +1,14 @@
 """The composition root: one field per stage, in the order in which data flows.
 
-An experiment is a frozen value; building one downloads, opens and allocates nothing. Two experiments with equal fields are
-equal, so it survives a trip through text.
+An experiment is a frozen value; building one downloads, opens and allocates nothing. Two experiments with equal fields
+are equal, so it survives a trip through text.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 from fedgen import seeds, tree
-from fedgen.types import (
+from fedgen.stages import (
     Adapter,
     Aggregation,
     Base,
@@ -21,10 +21,9 @@ from fedgen.types import (
     Learner,
     Model,
     Partition,
-    Plan,
-    State,
     Wire,
 )
+from fedgen.types import Plan, State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

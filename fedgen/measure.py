@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgen.experiment import Experiment
-from fedgen.types import Example, Learner, Metrics, Record, State
+from fedgen.stages import Learner
+from fedgen.types import Example, Metrics, Record, State
 from fedgen.workers import Workers
 
 NUM_CONVERSATIONS = 3

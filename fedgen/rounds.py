@@ -1,27 +1,26 @@
 """The one loop: a round as the paper has it, the server's half and the device's half.
 
-FedAvg: McMahan et al., AISTATS 2017, Algorithm 1. Drivers differ in their ``Transport`` and in nothing else. Replies are
-folded as they come and dropped; nothing that a client sends can stop the run.
+FedAvg: McMahan et al., AISTATS 2017, Algorithm 1. Drivers differ in their ``Transport`` and in nothing else. Replies
+are folded as they come and dropped; nothing that a client sends can stop the run.
 """
 
 import hashlib
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fedgen import checkpoint, seeds, tree
+from fedgen import checkpoint, records, seeds, tree
 from fedgen.checkpoint import Checkpoint
+from fedgen.disk import replace_folder
 from fedgen.errors import ClientError, RunError
 from fedgen.experiment import Experiment
 from fedgen.journal import Journal, read
 from fedgen.measure import converse, evaluate
-from fedgen.run import Run, replace_folder
-from fedgen.types import Card, Encoded, Example, Learner, Observer, Plan, Record, Reply, Request, State, Transport, Update
+from fedgen.run import Run
+from fedgen.stages import Learner, Transport
+from fedgen.types import Card, Encoded, Example, Observer, Plan, Record, Reply, Request, State, Update
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
@@ -65,16 +64,17 @@ def serve(server: Server) -> None:
     found, warnings = _newest(server, identity)
     with Journal.open(server.run.metrics_file, after_round=found.round if found else -1) as journal:
         for text in warnings:
-            _tell(server, journal, [{"kind": "warning", "round": found.round if found else 0, "text": text}])
-        server.observe(_start_record(server, found))
+            _tell(server, journal, [records.warning(found.round if found else 0, text)])
+        begin = found.round + 1 if found else 0
+        server.observe(records.start(experiment, str(server.run.path), server.transport.nodes(), begin))
         if found is None:
             found = Checkpoint(0, initial, experiment.aggregation.init(initial), {"idle_rounds": 0, **server.facts})
             journal.write([_round_zero(server, initial)])
             checkpoint.save(folder, found, identity=identity)
         while found.round < experiment.num_rounds:
-            found, records = play(server, found)
+            found, lines = play(server, found)
             # Journal first: lines beyond the newest checkpoint are dropped on resume, lost lines cannot be made again.
-            journal.write(records)
+            journal.write(lines)
             checkpoint.save(folder, found, identity=identity)
         _finish(server, journal, initial, found)
 
@@ -89,7 +89,7 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
     sent: dict[str, tuple[float, int, float]] = {}
     server.transport.send(_requests(experiment, state, round, plans, sent))
     total = experiment.aggregation.zero(state)
-    records: list[Record] = []
+    lines: list[Record] = []
     for reply in server.transport.receive():
         arrived, refused, seconds_wire = time.perf_counter(), None, 0.0
         try:
@@ -98,26 +98,26 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
         except ClientError as error:
             refused = error.reason
         when, bytes_down, seconds_encode = sent[reply.client]
-        records.append(_client_record(reply, refused, arrived - when, bytes_down, seconds_encode + seconds_wire))
-        server.observe(records[-1])
+        lines.append(records.client(reply, refused, arrived - when, bytes_down, seconds_encode + seconds_wire))
+        server.observe(lines[-1])
     applied = time.perf_counter()
     state, central = experiment.aggregation.apply(state, before.server, total)
-    records.sort(key=lambda record: str(record["client"]))
-    summary = _round_record(experiment, round, records)
+    lines.sort(key=lambda record: str(record["client"]))
+    summary = records.round(experiment, round, lines)
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
     last = round == experiment.num_rounds
     if last or round % experiment.evaluate_every == 0:
         _measure(server, state, summary, whole=last)
     summary["seconds"]["total"] = time.perf_counter() - began
     server.observe(summary)
-    idle = 0 if summary["num_refused"] < len(records) else int(before.facts["idle_rounds"]) + 1
+    idle = 0 if summary["num_refused"] < len(lines) else int(before.facts["idle_rounds"]) + 1
     if idle >= MAX_IDLE_ROUNDS:
-        reasons = sorted({str(record["refused"]) for record in records})
+        reasons = sorted({str(record["refused"]) for record in lines})
         raise RunError(
-            f"no client sent a usable update in {idle} rounds in a row ({', '.join(reasons)}). With non_finite_loss, lower "
-            f"client.learning_rate; the state of round {before.round} is kept in {server.run.checkpoints}"
+            f"no client sent a usable update in {idle} rounds in a row ({', '.join(reasons)}). With non_finite_loss, "
+            f"lower client.learning_rate; the state of round {before.round} is kept in {server.run.checkpoints}"
         )
-    return Checkpoint(round, state, central, {**before.facts, "idle_rounds": idle}), [*records, summary]
+    return Checkpoint(round, state, central, {**before.facts, "idle_rounds": idle}), [*lines, summary]
 
 
 def answer(experiment: Experiment, request: Request, learner: Learner, examples: Sequence[Encoded]) -> Reply:
@@ -133,7 +133,7 @@ def answer(experiment: Experiment, request: Request, learner: Learner, examples:
         payload = experiment.wire.encode(tree.subtract(learner.state(), part))
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
-        metrics["peak_memory_bytes"] = float(peak_memory_bytes())
+        metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
         return Reply(request.round, request.client, payload, len(examples), metrics)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)
@@ -141,11 +141,6 @@ def answer(experiment: Experiment, request: Request, learner: Learner, examples:
         # Whatever happens on a device stays there but for one word; the run goes on without this client.
         _log.exception("client %s failed in round %d", request.client, request.round)
         return Reply(request.round, request.client, error="failed")
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _requests(
@@ -195,45 +190,6 @@ def _accept(
     return Update(plan, tensors, reply.num_examples, reply.metrics), time.perf_counter() - began
 
 
-def _client_record(reply: Reply, refused: str | None, elapsed: float, bytes_down: int, seconds_wire: float) -> Record:
-    compute = reply.metrics.get("seconds_compute", 0.0)
-    wire = seconds_wire + reply.metrics.get("seconds_wire", 0.0)
-    return {
-        "kind": "client",
-        "round": reply.round,
-        "client": reply.client,
-        "num_examples": reply.num_examples,
-        "loss": reply.metrics.get("loss"),
-        "num_steps": reply.metrics.get("num_steps"),
-        "num_tokens": reply.metrics.get("num_tokens"),
-        "bytes_down": bytes_down,
-        "bytes_up": reply.payload.num_bytes if reply.payload else 0,
-        "seconds": {"compute": compute, "wire": wire, "wait": max(0.0, elapsed - compute - wire)},
-        "peak_memory_bytes": int(reply.metrics.get("peak_memory_bytes", 0)),
-        "refused": refused,
-    }
-
-
-def _round_record(experiment: Experiment, round: int, clients: Sequence[Record]) -> Record:
-    """Sums over clients; the loss is their mean, weighted by examples."""
-    counted = [record for record in clients if record["refused"] is None]
-    weight = sum(record["num_examples"] for record in counted)
-    return {
-        "kind": "round",
-        "round": round,
-        "num_clients": len(clients),
-        "num_refused": len(clients) - len(counted),
-        "loss": sum(r["loss"] * r["num_examples"] for r in counted) / weight if weight else None,
-        "bytes_down": sum(record["bytes_down"] for record in clients),
-        "bytes_up": sum(record["bytes_up"] for record in clients),
-        "seconds": {part: sum(r["seconds"][part] for r in clients) for part in ("compute", "wire", "wait")},
-        "peak_memory_bytes": peak_memory_bytes(),
-        "metric": experiment.evaluation.metric,
-        "higher_is_better": experiment.evaluation.higher_is_better,
-        "evaluation": {},
-    }
-
-
 def _measure(server: Server, state: State, record: Record, *, whole: bool) -> None:
     server.observe({"kind": "evaluate", "round": record["round"]})
     began = time.perf_counter()
@@ -243,7 +199,7 @@ def _measure(server: Server, state: State, record: Record, *, whole: bool) -> No
 
 def _round_zero(server: Server, initial: State) -> Record:
     began = time.perf_counter()
-    record = _round_record(server.experiment, 0, [])
+    record = records.round(server.experiment, 0, [])
     _measure(server, initial, record, whole=True)
     record["seconds"]["total"] = time.perf_counter() - began
     server.observe(record)
@@ -260,24 +216,10 @@ def _newest(server: Server, identity: str) -> tuple[Checkpoint | None, list[str]
     for name, value in server.facts.items():
         if found.facts.get(name) != value:
             raise RunError(
-                f"the {name} of this run has changed since it began (then {found.facts.get(name)}, now {value}); a run is "
-                "only continued with what it began with. Put it back, or start a new run"
+                f"the {name} of this run has changed since it began (then {found.facts.get(name)}, now {value}); a run "
+                "is only continued with what it began with. Put it back, or start a new run"
             )
     return found, warnings
-
-
-def _start_record(server: Server, found: Checkpoint | None) -> Record:
-    experiment = server.experiment
-    return {
-        "kind": "start",
-        "name": experiment.name,
-        "round": found.round + 1 if found else 0,
-        "num_rounds": experiment.num_rounds,
-        "clients": server.transport.nodes(),
-        "cohort_size": experiment.cohort_size,
-        "metric": experiment.evaluation.metric,
-        "folder": str(server.run.path),
-    }
 
 
 def _finish(server: Server, journal: Journal, initial: State, final: Checkpoint) -> None:
@@ -310,7 +252,7 @@ def _card(server: Server, lines: Sequence[Record]) -> Card:
     return Card(server.experiment.name, base, server.facts["description"], settings, results)
 
 
-def _tell(server: Server, journal: Journal, records: Sequence[dict[str, Any]]) -> None:
-    journal.write(records)
-    for record in records:
+def _tell(server: Server, journal: Journal, told: Sequence[Record]) -> None:
+    journal.write(told)
+    for record in told:
         server.observe(record)

@@ -1,10 +1,11 @@
 """All arithmetic on named tensors.
 
-Every function takes and returns a ``State`` (or fills one in place where it says so). ``cut`` and ``paste`` are the only
-two operations of a ``Plan``.
+Every function takes and returns a ``State`` (or fills one in place where it says so). ``cut`` and ``paste`` are the
+only two operations of a ``Plan``.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,11 @@ def norm(a: State) -> Float[Tensor, ""]:
     >>> float(norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}))
     5.0
     """
-    return torch.stack([torch.zeros((), dtype=torch.float64), *(t.double().square().sum() for t in a.values())]).sum().sqrt()
+    return (
+        torch.stack([torch.zeros((), dtype=torch.float64), *(t.double().square().sum() for t in a.values())])
+        .sum()
+        .sqrt()
+    )
 
 
 def clip(a: State, max_norm: float) -> State:
@@ -82,7 +87,7 @@ def num_bytes(a: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in a.values())
 
 
-def plan_of(dims: dict[str, tuple[str | None, ...]], kept: dict[str, Index | None]) -> Plan:
+def plan_of(dims: Mapping[str, tuple[str | None, ...]], kept: Mapping[str, Index | None]) -> Plan:
     """Kept units per axis → kept positions per dimension of each tensor.
 
     An axis that is absent from ``kept``, or kept as None, is kept whole.
@@ -91,9 +96,7 @@ def plan_of(dims: dict[str, tuple[str | None, ...]], kept: dict[str, Index | Non
     >>> plan["lora_A"][0].tolist(), plan["lora_A"][1]
     ([0, 2], None)
     """
-    return {
-        name: tuple(None if axis is None else kept.get(axis) for axis in axes) for name, axes in dims.items()
-    }
+    return {name: tuple(None if axis is None else kept.get(axis) for axis in axes) for name, axes in dims.items()}
 
 
 def cut(state: State, plan: Plan) -> State:
@@ -124,8 +127,8 @@ def paste(plan: Plan, values: State, into: State) -> None:
 def fixed_point(values: State, weight: int) -> State:
     """``weight * values`` in whole units of 2**-36, as int64.
 
-    Sums of such tensors are exact, so they do not depend on the order of their terms: replies may be folded as they arrive
-    and any order gives the same bits.
+    Sums of such tensors are exact, so they do not depend on the order of their terms: replies may be folded as they
+    arrive and any order gives the same bits.
 
     >>> fixed_point({"w": torch.tensor([0.5])}, 3)["w"].item() == 3 * 2**35
     True

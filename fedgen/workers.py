@@ -1,8 +1,8 @@
 """Learners side by side, one thread each, over shared weights.
 
-Two threads inside one client waste half a pair of cores on small matrices; two clients with a thread each do not. So every
-operation runs on one thread, and as many jobs run at once as there are learners. Results of a job do not depend on which
-learner took it, so the number of workers changes no bit.
+Two threads inside one client waste half a pair of cores on small matrices; two clients with a thread each do not. So
+every operation runs on one thread, and as many jobs run at once as there are learners. Results of a job do not depend
+on which learner took it, so the number of workers changes no bit.
 """
 
 import queue
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from fedgen.types import Learner
+from fedgen.stages import Learner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

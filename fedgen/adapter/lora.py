@@ -1,7 +1,7 @@
 """Low-rank factors beside frozen weights, through PEFT.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4.1: h = W x + (alpha / r) B A x, with A
-random and B zero at first. Names of the tensors are those of PEFT's files, so that a state is an adapter file.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4.1: h = W x + (alpha / r) B A x,
+with A random and B zero at first. Names of the tensors are those of PEFT's files, so that a state is an adapter file.
 """
 
 import math
@@ -25,8 +25,8 @@ class Lora:
         rank: number of rows of A and of columns of B.
         alpha: the update is scaled by alpha / rank.
         targets: names of the linear layers to adapt (q_proj, v_proj, …), or `all-linear`.
-        num_top_layers: adapt only that many of the last layers; None adapts all. Nothing is kept for the backward pass of
-            the layers below, so that a step is faster and smaller.
+        num_top_layers: adapt only that many of the last layers; null adapts all. Nothing is kept for the backward pass
+            of the layers below, so that a step is faster and smaller.
     """
 
     rank: int = 8
@@ -59,16 +59,16 @@ class Lora:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        num_layers = getattr(module.config, "num_hidden_layers", None)
-        top = self.num_top_layers
-        if top is not None and (num_layers is None or top > num_layers):
+        num_layers: int = module.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+        top = num_layers if self.num_top_layers is None else self.num_top_layers
+        if top > num_layers:
             raise ModelError(f"adapter.num_top_layers is {top}, and the model has {num_layers} layers")
         targets = self._linear_names(module) if isinstance(self.targets, str) else list(self.targets)
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type] - PEFT divides it by r and takes any number
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it by r and takes any number
             target_modules=targets,
-            layers_to_transform=None if top is None else list(range(num_layers - top, num_layers)),
+            layers_to_transform=list(range(num_layers - top, num_layers)),
             task_type="CAUSAL_LM",
         )
         try:

@@ -1,7 +1,7 @@
 """Weighted mean of the clients' changes, with an optional server step size and momentum.
 
-FedAvg: McMahan et al., AISTATS 2017, Algorithm 1 (weights n_k / n). Server momentum (FedAvgM): Hsu et al., "Measuring the
-Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, section 4.3.
+FedAvg: McMahan et al., AISTATS 2017, Algorithm 1 (weights n_k / n). Server momentum (FedAvgM): Hsu et al., "Measuring
+the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, section 4.3.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fedgen.errors import ClientError
 from fedgen.types import State, Update
 
 LARGEST_SUM = 2.0**26
-"""Bound on the sum of weight × magnitude, with which a fixed-point sum cannot overflow int64 (2**26 · 2**36 = 2**62)."""
+"""Bound on the sum of weight × magnitude, with which no fixed-point sum overflows int64 (2**26 · 2**36 = 2**62)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Mean:
             return state, server
         mean = tree.floating_point(total.sums, weight)
         if self.momentum:
-            server = {name: (self.momentum * server[name].double() + mean[name]).to(server[name].dtype) for name in mean}
+            server = {
+                name: (self.momentum * server[name].double() + mean[name]).to(server[name].dtype) for name in mean
+            }
             mean = {name: t.double() for name, t in server.items()}
         step = self.learning_rate
         return {name: (t.double() + step * mean[name]).to(t.dtype) for name, t in state.items()}, server

@@ -1,6 +1,7 @@
 """Plain local training by gradient descent.
 
-ClientUpdate of FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with Adam in place of SGD by default, as is usual for LoRA.
+ClientUpdate of FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with Adam in place of SGD by default, as is usual for
+LoRA.
 """
 
 import math
@@ -11,7 +12,8 @@ from typing import Literal
 import torch
 
 from fedgen.errors import ClientError
-from fedgen.types import Encoded, Learner, Metrics
+from fedgen.stages import Learner
+from fedgen.types import Encoded, Metrics
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class FirstOrder:
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise ClientError("non_finite_loss", f"loss {losses[-1]} in step {len(losses)}")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if self.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimizer.step()

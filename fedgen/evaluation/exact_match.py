@@ -1,13 +1,14 @@
 """How often the greedy answer is the right one, without generating it.
 
-Greedy decoding gives an answer exactly when each of its tokens is the first choice after the ones before it, so a single
-teacher-forced pass decides. Other answers that are right as well are decided by a pass of their own.
+Greedy decoding gives an answer exactly when each of its tokens is the first choice after the ones before it, so a
+single teacher-forced pass decides. Other answers that are right as well are decided by a pass of their own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedgen.types import Example, Learner, Metrics
+from fedgen.stages import Learner
+from fedgen.types import Example, Metrics
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,14 @@ class ExactMatch:
         """
         rows: list[Metrics] = [{"exact": 0.0, "valid": 0.0, "nll": 0.0, "num_tokens": 0.0} for _ in examples]
         wanted = [(number, e, True) for number, e in enumerate(examples)] + [
-            (number, replace(e, completion=other), False) for number, e in enumerate(examples) for other in e.alternatives
+            (number, replace(e, completion=other), False)
+            for number, e in enumerate(examples)
+            for other in e.alternatives
         ]
         encoded = learner.encode([example for _, example, _ in wanted])
-        kept = [(number, first, ids) for (number, _, first), ids in zip(wanted, encoded, strict=True) if ids is not None]
+        kept = [
+            (number, first, ids) for (number, _, first), ids in zip(wanted, encoded, strict=True) if ids is not None
+        ]
         scores = learner.score([ids for _, _, ids in kept]) if kept else []
         for (number, first, _), score in zip(kept, scores, strict=True):
             row = rows[number]

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedgen.types import Example, Learner, Metrics
+from fedgen.stages import Learner
+from fedgen.types import Example, Metrics
 
 
 @dataclass(frozen=True)

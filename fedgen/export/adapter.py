@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgen.export.card import write_card
-from fedgen.types import Card, Learner
+from fedgen.stages import Learner
+from fedgen.types import Card
 
 USAGE = """
 from peft import PeftModel
@@ -32,8 +33,9 @@ class Adapter:
     def write(self, learner: Learner, folder: Path, card: Card) -> None:
         """Writes adapter_config.json, adapter_model.safetensors, the tokenizer and a model card."""
         # The base is named as the user named it, not by the folder of this machine where it happened to lie.
-        for config in learner.module.peft_config.values():  # type: ignore[union-attr, operator]
+        for config in learner.module.peft_config.values():  # type: ignore[operator]
             config.base_model_name_or_path = card.base
-        learner.module.save_pretrained(folder)  # type: ignore[operator]
+        # The vocabulary is as it was; without saying so, PEFT asks a hub about it.
+        learner.module.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         learner.tokenizer.save_pretrained(folder)
         write_card(folder, card, USAGE, ("peft", "lora"))

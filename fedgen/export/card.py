@@ -32,8 +32,8 @@ def write_card(folder: Path, card: Card, usage: str, tags: tuple[str, ...]) -> N
         *front,
         f"# {card.name}",
         "",
-        f"Fine-tuned from `{card.base}` by federated learning with fedgen: the examples stayed with their owners, and only "
-        "changes of the trained tensors were sent. That alone is no proof of privacy.",
+        f"Fine-tuned from `{card.base}` by federated learning with fedgen: the examples stayed with their owners, and "
+        "only changes of the trained tensors were sent. That alone is no proof of privacy.",
         "",
         "## Data",
         "",

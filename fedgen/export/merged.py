@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgen.export.card import write_card
-from fedgen.types import Card, Learner
+from fedgen.stages import Learner
+from fedgen.types import Card
 
 USAGE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,10 +35,12 @@ class Merged:
 
     def write(self, learner: Learner, folder: Path, card: Card) -> None:
         """Writes the model as safetensors, its configuration, the tokenizer and a model card."""
+        from peft import PeftModel
+
         # A copy: merging changes the weights in place, and those are shared with other learners.
         module = copy.deepcopy(learner.module).float()
-        if card.settings["adapter"] != "full":
-            module = module.merge_and_unload()  # type: ignore[operator]
+        if isinstance(module, PeftModel):
+            module = module.merge_and_unload()
         module.save_pretrained(folder)  # type: ignore[operator]
         learner.tokenizer.save_pretrained(folder)
         write_card(folder, card, USAGE, ("transformers",))

@@ -9,12 +9,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedgen import checkpoint, seeds
+from fedgen import checkpoint, records, seeds
+from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
 from fedgen.rounds import Server, answer, serve
-from fedgen.run import Run, lock, write_atomic
-from fedgen.types import Base, Dataset, Encoded, Example, Learner, Observer, Reply, Request
+from fedgen.run import Run, lock
+from fedgen.stages import Base, Learner
+from fedgen.types import Dataset, Encoded, Example, Observer, Reply, Request
 from fedgen.workers import Workers
 
 
@@ -96,7 +98,9 @@ class LocalTransport:
             encoded = learner.encode(self.shards[request.client])
             examples = self._encoded[request.client] = [e for e in encoded if e is not None]
             if len(examples) < len(encoded):
-                self.observe(_left_out(request, len(encoded) - len(examples), len(encoded)))
+                text = f"{len(encoded) - len(examples)} of {len(encoded)} examples of {request.client} have no answer "
+                text += "tokens left after truncation; raise model.max_length"
+                self.observe(records.warning(request.round, text))
         if not examples and self.shards[request.client]:
             return Reply(request.round, request.client, error="no_answer_tokens")
         return answer(self.experiment, request, learner, examples)
@@ -152,8 +156,3 @@ def _note(run: Run, facts: Mapping[str, str]) -> None:
     environment = json.loads(run.environment_file.read_text())
     environment.update(base_sha256=facts["base"], data_sha256=facts["data"])
     write_atomic(run.environment_file, json.dumps(environment, indent=2) + "\n")
-
-
-def _left_out(request: Request, num_left_out: int, num_all: int) -> dict[str, object]:
-    text = f"{num_left_out} of {num_all} examples of {request.client} have no answer tokens left after truncation"
-    return {"kind": "warning", "round": request.round, "text": f"{text}; raise model.max_length"}

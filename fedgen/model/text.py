@@ -138,7 +138,7 @@ class TextLearner:
         """Last hidden state of the tokens that predict an answer token."""
         decoder = self._plain().get_decoder()
         dtype = decoder.get_input_embeddings().weight.dtype
-        # Additive, because eager attention adds its mask; sdpa takes the same. A mask with 4 dimensions is used as it is.
+        # Additive, because eager attention adds its mask; sdpa takes the same. One with 4 dimensions is used as it is.
         mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill_(~packed.visible, torch.finfo(dtype).min)
         states = decoder(
             input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
@@ -153,22 +153,21 @@ class TextLearner:
 
     def _plain(self) -> Any:  # noqa: ANN401 - a transformers model; its classes share no typed base with these methods
         """The transformers model under the adapter."""
-        return self.module.get_base_model() if "peft_config" in vars(self.module) else self.module
+        adapted: Any = self.module
+        return adapted.get_base_model() if "peft_config" in vars(self.module) else adapted
 
 
 def check_family(learner: TextLearner) -> None:
     """Compares packed examples with plain forward passes, once per model.
 
-    Guards against families whose logits are more than ``head(hidden)`` (soft-capping, scaling, a bias) or whose attention
-    does not take the mask of a packed row.
+    Guards against families whose logits are more than ``head(hidden)`` (soft-capping, scaling, a bias) or whose
+    attention does not take the mask of a packed row.
 
     Raises:
         ModelError: the numbers differ.
     """
     size = len(learner.tokenizer)
-    samples = [
-        Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)
-    ]
+    samples = [Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)]
     ours = learner.score(samples)
     for sample, score in zip(samples, ours, strict=True):
         ids: Int[Tensor, "1 length"] = torch.tensor([sample.ids])
@@ -181,8 +180,8 @@ def check_family(learner: TextLearner) -> None:
             kind = type(learner.module).__name__
             raise ModelError(
                 f"{kind} is not supported: packed examples give a loss of {score.nll:.4f}, a plain forward pass gives "
-                f"{float(plain):.4f}. Its logits are more than a linear head on the last hidden state, or its attention "
-                "ignores a four-dimensional mask"
+                f"{float(plain):.4f}. Its logits are more than a linear head on the last hidden state, or its attention"
+                " ignores a four-dimensional mask"
             )
 
 

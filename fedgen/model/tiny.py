@@ -1,4 +1,4 @@
-"""A two-layer Llama with random weights and one token per byte: everything real but the size. For tests and benchmarks."""
+"""A two-layer Llama with random weights and one token per byte: everything real but the size. For tests and timing."""
 
 import hashlib
 from dataclasses import astuple, dataclass
@@ -41,8 +41,8 @@ class Tiny:
             raise ValueError(f"every size must be at least 1, got {self}")
         if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 × num_heads ({self.num_heads}), and num_heads a "
-                f"multiple of num_kv_heads ({self.num_kv_heads})"
+                f"hidden_size {self.hidden_size} must be a multiple of 2 × num_heads ({self.num_heads}), and num_heads "
+                f"a multiple of num_kv_heads ({self.num_kv_heads})"
             )
 
     def load(self, seed: int) -> TextBase:

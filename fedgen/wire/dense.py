@@ -50,7 +50,9 @@ class Dense:
             raise ClientError("malformed", "a payload's manifest repeats a name or holds an unknown type or shape")
         starts = _starts(manifest)
         if payload.data.numel() != starts[-1]:
-            raise ClientError("malformed", f"a payload holds {payload.data.numel()} bytes, its manifest says {starts[-1]}")
+            raise ClientError(
+                "malformed", f"a payload holds {payload.data.numel()} bytes, its manifest says {starts[-1]}"
+            )
         return {
             name: _view(payload.data, start, DTYPES[dtype], shape)
             for (name, dtype, shape), start in zip(manifest, starts, strict=False)

@@ -1,0 +1,255 @@
+"""Whole runs in this process, on the tiny model."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from fedgen import checkpoint, rounds
+from fedgen import run as folders
+from fedgen.adapter.full import Full as FullAdapter
+from fedgen.adapter.lora import Lora
+from fedgen.aggregation.mean import Mean
+from fedgen.client.first_order import FirstOrder
+from fedgen.data.synthetic import Synthetic
+from fedgen.errors import ClientError, DataError, RunError
+from fedgen.evaluation.exact_match import ExactMatch
+from fedgen.experiment import Experiment
+from fedgen.export.adapter import Adapter
+from fedgen.export.merged import Merged
+from fedgen.extraction.full import Full as FullExtraction
+from fedgen.federation.local import Local, LocalTransport, finished, fingerprint, shards_of
+from fedgen.journal import read
+from fedgen.model.tiny import Tiny
+from fedgen.partition.by_owner import ByOwner
+from fedgen.types import Dataset, Example
+from fedgen.wire.dense import Dense
+from fedgen.workers import Workers
+
+QUICK = Experiment(
+    name="quick",
+    num_rounds=2,
+    num_evaluated_per_round=16,
+    data=Synthetic(num_owners=4, num_train=16, num_eval=16),
+    partition=ByOwner(),
+    model=Tiny(hidden_size=16, num_heads=2, num_kv_heads=1),
+    adapter=Lora(rank=2, alpha=4.0),
+    extraction=FullExtraction(),
+    client=FirstOrder(learning_rate=1e-2, num_steps=2, batch_size=4),
+    wire=Dense(),
+    aggregation=Mean(momentum=0.5),
+    evaluation=ExactMatch(),
+    export=Adapter(),
+    federation=Local(num_workers=2),
+)
+
+
+def carry_out(experiment, root, observe=lambda record: None):
+    run = folders.create(root, experiment.name, {"experiment.yaml": "x: 1\n", "environment.json": "{}"})
+    experiment.federation.run(experiment, run, observe)
+    return run
+
+
+def final(run):
+    return next(iter(sorted(run.checkpoints.glob("round-*"))[-1:])) / "state.safetensors"
+
+
+def test_a_run_leaves_everything_behind(tmp_path):
+    seen = []
+    run = carry_out(QUICK, tmp_path, seen.append)
+    lines = read(run.metrics_file)
+    assert [line["kind"] for line in lines] == [
+        "round",
+        *["client"] * 4,
+        "round",
+        *["client"] * 4,
+        "round",
+        *["conversation"] * 3,
+        "end",
+    ]
+    first, last = (line for line in lines if line["kind"] == "round" and line["round"] != 1)
+    assert first["evaluation"].keys() == last["evaluation"].keys() == {"new_utterances", "new_templates"}
+    client = lines[1]
+    # Every client gets and sends all factors, 4 bytes an entry, each padded to 64 bytes.
+    learner = finished(QUICK, run)
+    sizes = [-(-4 * p.numel() // 64) * 64 for p in learner.parameters().values()]
+    assert client["bytes_up"] == client["bytes_down"] == sum(sizes)
+    assert client["seconds"]["compute"] > 0
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+    assert json.loads(run.environment_file.read_text())["data_sha256"] == fingerprint(QUICK.data.load(0))
+    assert [r["kind"] for r in seen].count("dispatch") == 2
+    assert seen[0]["kind"] == "start"
+
+
+def test_the_number_of_workers_changes_no_bit(tmp_path):
+    runs = [
+        carry_out(dataclasses.replace(QUICK, name=f"w{n}", federation=Local(num_workers=n)), tmp_path) for n in (1, 3)
+    ]
+    assert final(runs[0]).read_bytes() == final(runs[1]).read_bytes()
+    numbers = [[line["evaluation"] for line in read(run.metrics_file) if line["kind"] == "round"] for run in runs]
+    assert numbers[0] == numbers[1]
+
+
+def test_another_seed_gives_other_bytes(tmp_path):
+    runs = [carry_out(dataclasses.replace(QUICK, name=f"s{seed}", seed=seed), tmp_path) for seed in (0, 1)]
+    assert final(runs[0]).read_bytes() != final(runs[1]).read_bytes()
+
+
+def test_one_round_is_the_mean_of_what_clients_learn_alone(tmp_path):
+    experiment = dataclasses.replace(QUICK, num_rounds=1, aggregation=Mean())
+    learner = finished(experiment, carry_out(experiment, tmp_path))
+    after = learner.state()
+    start = experiment.initial_state(learner)
+    from fedgen import seeds
+
+    deltas = []
+    for client, examples in shards_of(experiment, experiment.data.load(0)).items():
+        learner.load(start)
+        generator = seeds.derive(0, "train", 1, client)
+        experiment.client.train(learner, learner.encode(examples), 0.0, generator)
+        deltas.append({name: t - start[name] for name, t in learner.state().items()})
+    for name, tensor in after.items():
+        expected = start[name] + sum(delta[name] for delta in deltas) / len(deltas)
+        assert torch.allclose(tensor, expected, atol=1e-7), name
+
+
+def test_training_really_learns(tmp_path):
+    experiment = dataclasses.replace(
+        QUICK,
+        num_rounds=6,
+        model=Tiny(hidden_size=32, num_heads=2, num_kv_heads=1),
+        data=Synthetic(num_owners=2, num_train=64, num_eval=32),
+        adapter=FullAdapter(),
+        export=Merged(),
+        aggregation=Mean(),
+        client=FirstOrder(learning_rate=5e-3, num_steps=16, batch_size=16),
+    )
+    run = carry_out(experiment, tmp_path)
+    losses = [line["evaluation"]["new_utterances"]["loss"] for line in read(run.metrics_file) if line["kind"] == "round"]
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_a_cohort_is_drawn_anew_each_round_and_fixed_by_the_seed():
+    clients = [f"c{n:02}" for n in range(20)]
+    experiment = dataclasses.replace(QUICK, cohort_size=5)
+    cohorts = [experiment.cohort(clients, round) for round in range(1, 5)]
+    assert all(len(set(cohort)) == 5 and cohort == sorted(cohort) for cohort in cohorts)
+    assert len({tuple(cohort) for cohort in cohorts}) > 1
+    assert cohorts[0] == experiment.cohort(list(reversed(clients)), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Troubled:
+    """A client that goes wrong for one owner, each time in another way."""
+
+    inner: FirstOrder = FirstOrder(num_steps=1, batch_size=4)
+    trouble: str = "nan"
+
+    def train(self, learner, examples, progress, generator):
+        metrics = self.inner.train(learner, examples, progress, generator)
+        if generator.initial_seed() % 2:
+            if self.trouble == "nan":
+                next(iter(learner.parameters().values())).data.fill_(float("nan"))
+            elif self.trouble == "raise":
+                raise RuntimeError("secret of the device")
+            else:
+                raise ClientError(self.trouble)
+        return metrics
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"), [("nan", "non_finite"), ("raise", "failed"), ("non_finite_loss", "non_finite_loss")]
+)
+def test_a_bad_client_is_refused_and_counted_and_the_run_goes_on(tmp_path, trouble, reason):
+    experiment = dataclasses.replace(QUICK, client=Troubled(trouble=trouble), num_rounds=2)
+    run = carry_out(experiment, tmp_path)
+    lines = read(run.metrics_file)
+    refused = [line["refused"] for line in lines if line["kind"] == "client"]
+    assert 0 < refused.count(reason) < len(refused)
+    assert set(refused) == {None, reason}
+    assert sum(line["num_refused"] for line in lines if line["kind"] == "round") == refused.count(reason)
+    assert "secret" not in run.metrics_file.read_text()
+    assert all(torch.isfinite(t).all() for t in finished(experiment, run).state().values())
+
+
+def test_a_run_without_any_usable_update_stops_after_three_rounds_and_says_why(tmp_path):
+    experiment = dataclasses.replace(QUICK, client=FirstOrder(learning_rate=1e30, num_steps=3), num_rounds=9)
+    with pytest.raises(RunError, match=r"3 rounds in a row \(non_finite_loss\).*client\.learning_rate"):
+        carry_out(experiment, tmp_path)
+
+
+def transport_for(experiment, dataset):
+    workers = Workers(experiment.learners(experiment.base(), 1))
+    told = []
+    return LocalTransport(experiment, workers, shards_of(experiment, dataset), told.append), told, workers
+
+
+def ask(experiment, dataset, client):
+    transport, told, workers = transport_for(experiment, dataset)
+    state = workers.borrow(experiment.initial_state)
+    plan = experiment.plan(state, 1, client)
+    transport.send(iter(rounds._requests(experiment, state, 1, {client: plan}, {})))
+    return next(transport.receive()), told
+
+
+def test_examples_without_room_for_an_answer_are_left_out_and_told():
+    experiment = dataclasses.replace(QUICK, model=Tiny(hidden_size=16, num_heads=2, num_kv_heads=1, max_length=20))
+    long, short = Example("x" * 30, "y", owner="a"), Example("x", "y", owner="a")
+    reply, told = ask(experiment, Dataset((long, short), {}), "a")
+    assert reply.num_examples == 1
+    assert "1 of 2 examples of a" in told[0]["text"]
+    reply, _ = ask(experiment, Dataset((long,), {}), "a")
+    assert reply.error == "no_answer_tokens"
+
+
+def test_data_without_examples_are_refused_with_a_remedy():
+    with pytest.raises(DataError, match="no training examples"):
+        shards_of(QUICK, Dataset((), {}))
+
+
+def test_changed_data_are_not_continued_with(tmp_path):
+    run = carry_out(dataclasses.replace(QUICK, num_rounds=1), tmp_path)
+    changed = dataclasses.replace(QUICK, data=Synthetic(num_owners=4, num_train=17, num_eval=16))
+    with pytest.raises(RunError, match="the data of this run has changed"):
+        Local().run(changed, run, lambda record: None)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path):
+    run = carry_out(QUICK, tmp_path)
+    whole = final(run).read_bytes()
+    state = run.checkpoints / "round-0002" / "state.safetensors"
+    damaged = bytearray(state.read_bytes())
+    damaged[-1] ^= 1
+    state.write_bytes(bytes(damaged))
+    told = []
+    QUICK.federation.run(QUICK, run, told.append)
+    warning = next(record for record in told if record["kind"] == "warning")
+    assert "round-0002" in warning["text"]
+    assert final(run).read_bytes() == whole
+
+
+@pytest.mark.parametrize("at", ["dispatch", "client", "evaluate", "round", "conversation"])
+def test_a_run_that_dies_anywhere_ends_with_the_same_bytes(tmp_path, at):
+    class Death(BaseException):
+        pass
+
+    def dying(record):
+        if record["kind"] == at and record["round"] >= 1:
+            raise Death
+
+    expected = final(carry_out(QUICK, tmp_path / "unbroken")).read_bytes()
+    with pytest.raises(Death):
+        carry_out(QUICK, tmp_path / "broken", dying)
+    (path,) = (tmp_path / "broken").glob("*quick")
+    run = folders.open_run(path)
+    QUICK.federation.run(QUICK, run, lambda record: None)
+    assert final(run).read_bytes() == expected
+    assert [line["kind"] for line in read(run.metrics_file)].count("end") == 1
+    assert checkpoint.sweep(run.checkpoints) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, -1])
+def test_a_number_of_workers_out_of_range_is_refused(num_workers):
+    with pytest.raises(ValueError, match="num_workers"):
+        Local(num_workers=num_workers)
