@@ -1,4 +1,7 @@
-"""The life of a run: started, resumed, exported, talked to. No Hydra here: a run folder says all there is."""
+"""The life of a run: started, resumed, exported, talked to. No Hydra here: a run folder says all there is.
+
+What needs torch is imported once the folder has been looked at, so that a mistyped path is answered at once.
+"""
 
 import contextlib
 import dataclasses
@@ -9,22 +12,24 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedgen import checkpoint, report
+from fedgen import report
 from fedgen import run as folders
 from fedgen.cli.catalogue import nearest, options, shipped
-from fedgen.cli.check import build_node, load
 from fedgen.cli.progress import Progress
 from fedgen.errors import ConfigError, FedgenError, RunError
-from fedgen.experiment import Experiment
 from fedgen.run import Run
-from fedgen.stages import Export, Learner
-from fedgen.types import Card
+
+if TYPE_CHECKING:
+    from fedgen.experiment import Experiment
+    from fedgen.stages import Learner
+    from fedgen.types import Card
 
 INTERRUPTED = 130
 
 
-def start(experiment: Experiment, text: str, root: Path, name: str) -> Run:
+def start(experiment: "Experiment", text: str, root: Path, name: str) -> Run:
     """Makes a run folder and carries the experiment through in it.
 
     Args:
@@ -54,7 +59,7 @@ def resume(path: Path) -> int:
         FedgenError: it is no run folder, or cannot be continued.
     """
     run = folders.open_run(path)
-    _drive(load(run.experiment_file), run)
+    _drive(_experiment(run), run)
     return 0
 
 
@@ -65,7 +70,7 @@ def export(path: Path, option: str | None, target: Path | None) -> int:
         FedgenError: there is nothing to export, the option is unknown, or the target is in use.
     """
     run = folders.open_run(path)
-    experiment = load(run.experiment_file)
+    experiment = _experiment(run)
     if option is not None:
         experiment = _with_export(experiment, option)
     folder = target or run.path / experiment.export.folder_name
@@ -87,7 +92,7 @@ def generate(path: Path, text: str, max_new_tokens: int) -> int:
         FedgenError: it is no run folder, or has no state yet.
     """
     run = folders.open_run(path)
-    experiment = load(run.experiment_file)
+    experiment = _experiment(run)
     with _quietly():
         learner = _finished(experiment, run)
         answer = learner.generate(experiment.data.prompt(text), max_new_tokens)
@@ -95,7 +100,7 @@ def generate(path: Path, text: str, max_new_tokens: int) -> int:
     return 0
 
 
-def _drive(experiment: Experiment, run: Run) -> None:
+def _drive(experiment: "Experiment", run: Run) -> None:
     """Carries a run to its end with a display, and writes its report whatever happens."""
     again = f"fedgen resume {shlex.quote(str(run.path))}"
     try:
@@ -116,19 +121,28 @@ def _drive(experiment: Experiment, run: Run) -> None:
     print(f"Give it away fedgen export {folder} --to FOLDER")
 
 
-def _finished(experiment: Experiment, run: Run) -> Learner:
+def _experiment(run: Run) -> "Experiment":
+    from fedgen.cli.check import load
+
+    return load(run.experiment_file)
+
+
+def _finished(experiment: "Experiment", run: Run) -> "Learner":
     from fedgen.federation.local import finished
 
     return finished(experiment, run)
 
 
-def _with_export(experiment: Experiment, option: str) -> Experiment:
+def _with_export(experiment: "Experiment", option: str) -> "Experiment":
     """The experiment with another option of export.
 
     Raises:
         ConfigError: there is no such option, or it does not go with the adapter.
     """
     from omegaconf import OmegaConf
+
+    from fedgen.cli.check import build_node
+    from fedgen.stages import Export
 
     known = options("export")
     if option not in known:
@@ -142,8 +156,11 @@ def _with_export(experiment: Experiment, option: str) -> Experiment:
         raise ConfigError(str(error)) from error
 
 
-def _card(experiment: Experiment, run: Run) -> Card:
+def _card(experiment: "Experiment", run: Run) -> "Card":
     """The model card of a run, as far as it has come."""
+    from fedgen import checkpoint
+    from fedgen.types import Card
+
     identity = hashlib.sha256(run.experiment_file.read_bytes()).hexdigest()
     newest, _ = checkpoint.load_latest(run.checkpoints, identity=identity)
     results: dict[str, dict[str, tuple[float, float]]] = {}

@@ -60,7 +60,9 @@ def test_help_imports_neither_torch_nor_hydra(arguments, tmp_path):
     assert not {"torch", "hydra", "omegaconf", "rich", "numpy"} & imported_by(arguments, tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["train", "--cfg", "job"], ["options"], ["options", "model.causal_lm"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "--cfg", "job"], ["options", "model.causal_lm"], ["resume", "gone"], ["report", "gone"]]
+)
 def test_looking_imports_no_torch(arguments, tmp_path):
     assert not {"torch", "transformers", "numpy"} & imported_by(arguments, tmp_path)
 
