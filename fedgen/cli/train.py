@@ -231,7 +231,7 @@ def _note_failure(folder: Path, failure: Mapping[str, object]) -> None:
 def _file_name(text: str) -> str:
     """Text as a run folder may be named.
 
-    >>> _file_name("client.learning_rate=0.001,data.path=/tmp/a b")
-    'client.learning_rate=0.001,data.path=-tmp-a-b'
+    >>> _file_name("client.learning_rate=0.001,data.path=my/a b")
+    'client.learning_rate=0.001,data.path=my-a-b'
     """
     return re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", text).lstrip("_.=,+-")[:MAX_NAME_LENGTH]
