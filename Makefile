@@ -46,7 +46,7 @@ clean: ## remove the virtual environment and what tools left; runs/ stays
 
 # The stamp is written last, so that a set-up which was cut off is done again.
 $(READY): pyproject.toml constraints.txt
-	@$(RUN) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	@{ $(RUN) -c '$(NEW_ENOUGH)' && $(RUN) -m pip --version; } >/dev/null 2>&1 || { \
 		$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 			echo "fedgen needs Python 3.11 or newer; '$(PYTHON)' is older, is not there, or has no venv and pip." >&2; \
 			echo "Name one that you have: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \

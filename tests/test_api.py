@@ -22,7 +22,7 @@ for name in sys.argv[1:]:
     except BaseException:
         failed.append(name)
         traceback.print_exc()
-sys.exit(", ".join(failed))
+sys.exit(", ".join(failed) or 0)
 """
 
 
