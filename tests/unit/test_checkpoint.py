@@ -395,6 +395,8 @@ def test_a_process_killed_at_any_step_costs_no_checkpoint(scene):
         found, skipped = checkpoint.load_latest(folder, identity="mine")
         assert skipped == []
         assert same(found, old) or same(found, new)
+        for path in folder.glob("round-*"):
+            assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
         checkpoint.sweep(folder)
         assert hidden(folder) == []
         after, skipped = checkpoint.load_latest(folder, identity="mine")

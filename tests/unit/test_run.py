@@ -25,6 +25,27 @@ def make(root: Path, name: str = "smart_home") -> Run:
     return runs.create(root, name, FILES, now=EVENING)
 
 
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    events: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def noted_sync(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        events.append(f"{source.name} becomes {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    make(tmp_path)
+    *synced, temporary, renamed, last = events
+    assert sorted(synced) == ["checkpoints", "environment.json", "experiment.yaml", "metrics.jsonl"]
+    assert renamed == f"{temporary} becomes 2026-11-23T2215-smart_home"
+    assert last == tmp_path.name
+
+
 def forked(work: Callable[[], object]) -> int:
     """Runs something in a process of its own, which ends with 0 if the work does; gives its number."""
     child = os.fork()
