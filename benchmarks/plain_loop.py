@@ -1,16 +1,29 @@
 """Federated averaging as one plain PyTorch function: what fedgen's loop is measured against.
 
-It does the same training, with nothing around it: no plans, no wire, no journal, no checkpoint, no threads. A test checks
-that it ends with the same weights.
+It does the same training, with nothing around it: no plans, no wire, no journal, no checkpoint, no threads. A test
+checks that it ends with the same weights.
 """
+
+from collections.abc import Sequence
 
 import torch
 
 from fedgen import seeds
+from fedgen.client.first_order import FirstOrder
+from fedgen.stages import Learner
+from fedgen.types import Encoded, State
 
 
-def plain_loop(learner, shards, state, client, seed, cohorts):
-    """Trains for one round per cohort.
+def plain_loop(
+    learner: Learner,
+    shards: dict[str, list[Encoded]],
+    state: State,
+    client: FirstOrder,
+    seed: int,
+    cohorts: Sequence[Sequence[str]],
+    num_rounds: int,
+) -> State:
+    """Trains for some rounds.
 
     Args:
         learner: the model; its loss is the same function that fedgen calls.
@@ -18,13 +31,14 @@ def plain_loop(learner, shards, state, client, seed, cohorts):
         state: named tensors to start from.
         client: hyperparameters, read from its fields.
         seed: of the run.
-        cohorts: names of the clients of each round.
+        cohorts: names of the clients of each round of the run.
+        num_rounds: rounds to train; the run may be longer.
 
     Returns:
         The state after the last round.
     """
     parameters = learner.parameters()
-    for number, cohort in enumerate(cohorts, 1):
+    for number, cohort in enumerate(cohorts[:num_rounds], 1):
         progress = (number - 1) / max(1, len(cohorts) - 1)
         rate = client.learning_rate * (1 + (client.final_learning_rate - 1) * progress)
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}

@@ -220,12 +220,17 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Forces every file below a folder, and the folders below it, to the disk."""
+    """Forces every file below a folder, and the folders below it, to the disk, with the rights that the umask gives.
+
+    Libraries that write through a temporary file (safetensors) leave files that only their owner can read.
+    """
+    rights = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
         else:
             with writing(path):
+                path.chmod(rights)
                 _sync(path, 0)
 
 

@@ -228,7 +228,7 @@ def _finish(server: Server, journal: Journal, initial: State, final: Checkpoint)
     if any(line["kind"] == "end" for line in lines):
         return
     _tell(server, journal, converse(server.workers, initial, final.state, server.splits, final.round))
-    card = _card(server, lines)
+    card = card_of(server.experiment, lines, server.facts["description"])
 
     def export(learner: Learner) -> None:
         learner.load(final.state)
@@ -240,16 +240,20 @@ def _finish(server: Server, journal: Journal, initial: State, final: Checkpoint)
     _tell(server, journal, [{"kind": "end", "round": final.round, "seconds": seconds}])
 
 
-def _card(server: Server, lines: Sequence[Record]) -> Card:
+def card_of(experiment: Experiment, lines: Sequence[Record], description: str) -> Card:
+    """What a model card tells, from the lines of a run's journal as far as it has come."""
     rounds = [line for line in lines if line["kind"] == "round" and line["evaluation"]]
     first, last = rounds[0]["evaluation"], rounds[-1]["evaluation"]
-    results = {
-        split: {m: (first[split][m], value) for m, value in numbers.items() if m != "owners" and split in first}
-        for split, numbers in last.items()
-    }
-    settings = server.experiment.settings()
+    results: dict[str, dict[str, tuple[float, float]]] = {}
+    for split, numbers in last.items():
+        for metric, after in numbers.items():
+            before = first.get(split, {}).get(metric)
+            # What was not a number stands as null in the journal.
+            if metric != "owners" and before is not None and after is not None:
+                results.setdefault(split, {})[metric] = before, after
+    settings = experiment.settings()
     base = settings.get("model.source", settings["model"])
-    return Card(server.experiment.name, base, server.facts["description"], settings, results)
+    return Card(experiment.name, base, description, settings, results)
 
 
 def _tell(server: Server, journal: Journal, told: Sequence[Record]) -> None:

@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgen import disk
-from fedgen.disk import replace_folder, write_atomic
 from fedgen.errors import ConfigError, RunError
-
-__all__ = ["Run", "create", "environment", "lock", "open_run", "replace_folder", "write_atomic"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,120}")
 _PACKAGES = ("fedgen", "torch", "transformers", "peft", "safetensors", "flwr")

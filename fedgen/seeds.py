@@ -1,7 +1,7 @@
 """Randomness from names: every draw of a run has a path, and the path alone fixes it.
 
-Nothing is drawn from a global generator, so neither the number of workers nor the order of the cohort changes a bit, and
-a resumed run needs no generator state.
+Nothing is drawn from a global generator, so neither the number of workers nor the order of the cohort changes a bit,
+and a resumed run needs no generator state.
 """
 
 import hashlib

@@ -5,7 +5,6 @@ What needs torch is imported once the folder has been looked at, so that a misty
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shlex
 import shutil
@@ -18,13 +17,12 @@ from fedgen import report
 from fedgen import run as folders
 from fedgen.cli.catalogue import nearest, options, shipped
 from fedgen.cli.progress import Progress
+from fedgen.disk import replace_folder
 from fedgen.errors import ConfigError, FedgenError, RunError
 from fedgen.run import Run
 
 if TYPE_CHECKING:
     from fedgen.experiment import Experiment
-    from fedgen.stages import Learner
-    from fedgen.types import Card
 
 INTERRUPTED = 130
 
@@ -76,10 +74,14 @@ def export(path: Path, option: str | None, target: Path | None) -> int:
     folder = target or run.path / experiment.export.folder_name
     if target is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RunError(f"{target} exists and is no empty folder; name another with --to, nothing was written")
+    from fedgen.federation.local import finished
+    from fedgen.journal import read
+    from fedgen.rounds import card_of
+
     with _quietly():
-        learner = _finished(experiment, run)
-        card = _card(experiment, run)
-        with folders.replace_folder(folder) as fresh:
+        learner, newest = finished(experiment, run)
+        card = card_of(experiment, read(run.metrics_file), str(newest.facts["description"]))
+        with replace_folder(folder) as fresh:
             experiment.export.write(learner, fresh, card)
     print(folder)
     return 0
@@ -93,8 +95,10 @@ def generate(path: Path, text: str, max_new_tokens: int) -> int:
     """
     run = folders.open_run(path)
     experiment = _experiment(run)
+    from fedgen.federation.local import finished
+
     with _quietly():
-        learner = _finished(experiment, run)
+        learner, _ = finished(experiment, run)
         answer = learner.generate(experiment.data.prompt(text), max_new_tokens)
     print(answer)
     return 0
@@ -127,12 +131,6 @@ def _experiment(run: Run) -> "Experiment":
     return load(run.experiment_file)
 
 
-def _finished(experiment: "Experiment", run: Run) -> "Learner":
-    from fedgen.federation.local import finished
-
-    return finished(experiment, run)
-
-
 def _with_export(experiment: "Experiment", option: str) -> "Experiment":
     """The experiment with another option of export.
 
@@ -154,22 +152,6 @@ def _with_export(experiment: "Experiment", option: str) -> "Experiment":
         return dataclasses.replace(experiment, export=built)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _card(experiment: "Experiment", run: Run) -> "Card":
-    """The model card of a run, as far as it has come."""
-    from fedgen import checkpoint
-    from fedgen.types import Card
-
-    identity = hashlib.sha256(run.experiment_file.read_bytes()).hexdigest()
-    newest, _ = checkpoint.load_latest(run.checkpoints, identity=identity)
-    results: dict[str, dict[str, tuple[float, float]]] = {}
-    for row in report.summarise(run.path)["quality"]:
-        if row["before"] is not None and row["after"] is not None:
-            results.setdefault(row["split"], {})[row["metric"]] = row["before"], row["after"]
-    settings = experiment.settings()
-    base = settings.get("model.source", settings["model"])
-    return Card(experiment.name, base, str(newest.facts.get("description", "")), settings, results)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedgen import checkpoint, records, seeds
+from fedgen.checkpoint import Checkpoint
 from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
@@ -128,8 +129,8 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def finished(experiment: Experiment, run: Run) -> Learner:
-    """A learner that holds the newest state of a run.
+def finished(experiment: Experiment, run: Run) -> tuple[Learner, Checkpoint]:
+    """A learner that holds the newest state of a run, and the checkpoint that it came from.
 
     Raises:
         RunError: the run has no valid checkpoint.
@@ -142,7 +143,7 @@ def finished(experiment: Experiment, run: Run) -> Learner:
         raise RunError("the base model is not the one that this run was trained on; put back the model it began with")
     (learner,) = experiment.learners(base, 1)
     learner.load(newest.state)
-    return learner
+    return learner, newest
 
 
 def _one_thread_each() -> None:

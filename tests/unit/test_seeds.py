@@ -26,7 +26,6 @@ def test_the_global_generator_is_untouched():
 
 
 def test_the_number_is_pinned_so_that_old_runs_can_be_continued():
-    # int.from_bytes(sha256(b"0\x1fstr:train\x1fint:1\x1fstr:home-0").digest()[:8], "big") >> 1
     import hashlib
 
     digest = hashlib.sha256(b"0\x1fstr:train\x1fint:1\x1fstr:home-0").digest()

@@ -43,9 +43,8 @@ def test_only_the_factors_train_and_the_base_is_shared(base):
 
 def test_output_is_w_x_plus_alpha_over_r_b_a_x(base):
     learner = attach(base, Lora(rank=2, alpha=6.0, targets=("q_proj",)))
-    learner.load(
-        {n: torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) for i, (n, p) in enumerate(learner.parameters().items())}
-    )
+    generator = torch.Generator().manual_seed(0)
+    learner.load({name: torch.randn(p.shape, generator=generator) for name, p in learner.parameters().items()})
     layer = learner.module.get_base_model().model.layers[0].self_attn.q_proj
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(9))
     a, b = layer.lora_A.default.weight, layer.lora_B.default.weight

@@ -91,7 +91,7 @@ def test_a_pass_takes_every_example_once_and_the_next_is_shuffled_anew():
     line = Line()
     FirstOrder(num_steps=6, batch_size=2).train(line, examples(1, 2, 3, 4, 5), 0.0, generator())
     assert [len(batch) for batch in line.seen] == [2, 2, 1, 2, 2, 1]
-    first, second = sum(line.seen[:3], []), sum(line.seen[3:], [])
+    first, second = ([value for batch in line.seen[part] for value in batch] for part in (slice(3), slice(3, 6)))
     assert sorted(first) == sorted(second) == [1, 2, 3, 4, 5]
     assert first != second
 

@@ -1,0 +1,73 @@
+"""A run that is killed at any moment is continued to the same bytes."""
+
+import json
+import subprocess
+import sys
+
+# Forks real processes from one that has paid for the imports and has no threads yet, so that a kill costs no start-up.
+SCRIPT = """
+import hashlib, json, os, pathlib, random, signal, sys, time
+import peft, torch, transformers
+from fedgen import run as folders
+from fedgen.cli import runs, train
+from fedgen.cli.main import main
+from fedgen.errors import RunError
+from fedgen.federation import local
+
+ARGUMENTS = [
+    "recipe=tiny", "num_rounds=5", "aggregation.momentum=0.5", "cohort_size=3", "num_evaluated=16",
+    "num_evaluated_per_round=16", "data.num_train=16",
+]
+
+def begin(root, arguments):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ["FEDGEN_RUNS"] = str(root)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os._exit(main(arguments))
+
+def result(root):
+    (folder,) = [path for path in root.iterdir() if not path.name.startswith(".")]
+    files = {}
+    for name in ("state", "server"):
+        state = folder / "checkpoints/round-0005" / f"{name}.safetensors"
+        files[name] = hashlib.sha256(state.read_bytes()).hexdigest()
+    files["adapter"] = hashlib.sha256((folder / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    files["journal"] = [(l["kind"], l["round"], l.get("client"), l.get("loss"), l.get("evaluation")) for l in lines]
+    return folder, files
+
+work = pathlib.Path(sys.argv[1])
+began = time.monotonic()
+assert os.waitpid(begin(work / "unbroken", ["train", *ARGUMENTS]), 0)[1] == 0
+whole = time.monotonic() - began
+_, expected = result(work / "unbroken")
+draw = random.Random(int(sys.argv[2]))
+told = []
+for number in range(5):
+    root, delay = work / f"killed-{number}", draw.uniform(0.02, 0.98) * whole
+    pid = begin(root, ["train", *ARGUMENTS])
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+    found = [path for path in root.iterdir() if not path.name.startswith(".")] if root.exists() else []
+    for path in found:
+        folders.open_run(path)  # raises for a folder that is half there
+    last = sorted(path.name for path in found[0].glob("checkpoints/round-????")) if found else []
+    again = ["resume", str(found[0])] if found else ["train", *ARGUMENTS]
+    assert os.waitpid(begin(root, again), 0)[1] == 0
+    told.append({"delay": delay / whole, "killed": killed, "at": last[-1:], "equal": result(root)[1] == expected})
+print(json.dumps(told))
+"""
+
+
+def test_five_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "20261123"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert len(told) == 5
+    assert sum(run["killed"] for run in told) >= 3, told
+    assert all(run["equal"] for run in told), told
