@@ -136,7 +136,10 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Extraction(Protocol):
-    """Which part of the model a client gets: picks units of an axis and never sees a tensor."""
+    """Which part of the model a client gets.
+
+    An option picks units of a named axis, and never sees a tensor.
+    """
 
     def keep(self, axis: str, units: int, round: int, client: str) -> Index | None:
         """Units of the axis that this client gets in this round; None for all."""
@@ -173,7 +176,10 @@ class Wire(Protocol):
 
 @runtime_checkable
 class Aggregation(Protocol):
-    """Many updates → next state. A running total is folded update by update, so no more than one is held."""
+    """Many updates → next state.
+
+    A running total is folded update by update, so no more than one update is held.
+    """
 
     def init(self, state: State) -> State:
         """The server optimiser's own state; empty if it has none."""

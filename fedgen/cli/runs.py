@@ -6,6 +6,7 @@ What needs torch is imported once the folder has been looked at, so that a misty
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -114,7 +115,10 @@ def _drive(experiment: "Experiment", run: Run) -> None:
             progress.finish(report.summarise(run.path))
     except KeyboardInterrupt:
         print(f"\nfedgen: interrupted. Go on where it was: {again}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At once: clients in the middle of a turn may need minutes more, and a run can be killed at any moment anyway.
+        os._exit(INTERRUPTED)
     except FedgenError as error:
         if any(run.checkpoints.iterdir()):
             raise type(error)(f"{error}\nWhat was done so far is kept; go on with: {again}") from error
