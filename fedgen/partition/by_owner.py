@@ -11,13 +11,19 @@ from fedgen.types import Example
 
 @dataclass(frozen=True)
 class ByOwner:
-    """Each owner is a client, and holds what it owns."""
+    """Each owner is a client, and holds what it owns.
+
+    Attributes:
+        owners: who takes part; null lets everybody. With a single one this is the local-only baseline.
+    """
+
+    owners: tuple[str, ...] | None = None
 
     def split(self, examples: Sequence[Example], generator: torch.Generator) -> dict[str, list[int]]:
         """Owner → positions of its examples, ascending; the generator is not drawn on.
 
         Raises:
-            DataError: there are no examples, or some have no owner.
+            DataError: there are no examples, some have no owner, or an owner who is to take part has none.
         """
         if not examples:
             raise DataError("there are no examples to divide among clients")
@@ -29,4 +35,8 @@ class ByOwner:
                 f"{len(clients[''])} of {len(examples)} examples have no owner (the first is number "
                 f"{clients[''][0] + 1}); name their owners, or use partition=iid or partition=dirichlet"
             )
-        return dict(sorted(clients.items()))
+        wanted = sorted(clients) if self.owners is None else sorted(set(self.owners))
+        unknown = [owner for owner in wanted if owner not in clients]
+        if unknown or not wanted:
+            raise DataError(f"partition.owners is {list(self.owners or ())}; the data has {', '.join(sorted(clients))}")
+        return {owner: clients[owner] for owner in wanted}

@@ -1,6 +1,7 @@
 """The command as a user meets it: real processes, exit codes, what is printed where."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ def test_mistakes_exit_with_2_and_a_message_without_traceback(arguments, message
 
 
 def test_a_reader_that_closes_the_pipe_hears_no_complaint(tmp_path):
-    command = f"{sys.executable} -m fedgen options | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m fedgen options | head -n 1"
     env = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(fedgen.__file__))}
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -18,6 +18,17 @@ def test_an_example_without_owner_is_refused_with_its_number_and_a_way_out():
         ByOwner().split([Example("q", "a", owner="x"), Example("q", "a")], torch.Generator())
 
 
+def test_only_the_owners_that_are_named_take_part():
+    examples = [Example("q", "a", owner=owner) for owner in ("shed", "attic", "shed")]
+    assert ByOwner(owners=("shed",)).split(examples, torch.Generator()) == {"shed": [0, 2]}
+
+
+@pytest.mark.parametrize("owners", [(), ("roof",), ("shed", "roof")])
+def test_owners_that_the_data_do_not_have_are_refused_with_those_that_they_have(owners):
+    with pytest.raises(DataError, match="the data has attic, shed"):
+        ByOwner(owners=owners).split([Example("q", "a", owner=o) for o in ("shed", "attic")], torch.Generator())
+
+
 def test_no_examples_are_refused():
     with pytest.raises(DataError, match="no examples"):
         ByOwner().split([], torch.Generator())
