@@ -26,6 +26,9 @@ from fedgen.workers import Workers
 MAX_IDLE_ROUNDS = 3
 """A run stops after so many rounds in a row without a single usable update."""
 
+MAX_EXAMPLES = 2**31
+"""No device holds more; sums of weights stay far from overflow."""
+
 _log = logging.getLogger("fedgen")
 
 
@@ -91,13 +94,17 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
     total = experiment.aggregation.zero(state)
     lines: list[Record] = []
     for reply in server.transport.receive():
+        if reply.client not in sent:
+            # Nobody asked this one, or it has answered already: whatever it says is left aside.
+            server.observe(records.warning(round, "a reply came that nobody waits for, and was left aside"))
+            continue
+        when, bytes_down, seconds_encode = sent.pop(reply.client)
         arrived, refused, seconds_wire = time.perf_counter(), None, 0.0
         try:
             update, seconds_wire = _accept(experiment, reply, round, plans, state)
             experiment.aggregation.add(total, update)
         except ClientError as error:
             refused = error.reason
-        when, bytes_down, seconds_encode = sent[reply.client]
         lines.append(records.client(reply, refused, arrived - when, bytes_down, seconds_encode + seconds_wire))
         server.observe(lines[-1])
     applied = time.perf_counter()
@@ -170,10 +177,15 @@ def _accept(
     """
     if reply.payload is None:
         raise ClientError(reply.error or "failed")
-    if reply.round != round or reply.client not in plans:
+    if reply.round != round:
         raise ClientError("stale")
     began = time.perf_counter()
-    tensors = experiment.wire.decode(reply.payload)
+    try:
+        tensors = experiment.wire.decode(reply.payload)
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ClientError("malformed") from error
     plan = plans[reply.client]
     if tensors.keys() != plan.keys():
         raise ClientError("names", "a reply must hold the tensors of its plan")
@@ -183,8 +195,8 @@ def _accept(
             raise ClientError("shape", f"{name} is {list(tensor.shape)}, not {wanted}")
         if tensor.dtype != state[name].dtype:
             raise ClientError("dtype", f"{name} is {tensor.dtype}, not {state[name].dtype}")
-    if type(reply.num_examples) is not int or reply.num_examples < 1:
-        raise ClientError("num_examples", f"{reply.num_examples!r} is not a positive number of examples")
+    if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
+        raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
     if not tree.is_finite(tensors) or not all(math.isfinite(value) for value in reply.metrics.values()):
         raise ClientError("non_finite")
     return Update(plan, tensors, reply.num_examples, reply.metrics), time.perf_counter() - began

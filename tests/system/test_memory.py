@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 # Each run is a process of its own, forked from one that has only paid for the imports; wait4 tells its peak.
-SCRIPT = '''
+SCRIPT = """
 import json, os, sys
 import peft, torch, transformers
 from fedgen.cli import runs, train
@@ -24,7 +24,7 @@ def peak(num_owners):
     return usage.ru_maxrss
 
 print(json.dumps({number: peak(number) for number in (4, 100)}))
-'''
+"""
 
 
 def test_a_hundred_clients_need_what_four_need(tmp_path):

@@ -253,3 +253,87 @@ def test_a_run_that_dies_anywhere_ends_with_the_same_bytes(tmp_path, at):
 def test_a_number_of_workers_out_of_range_is_refused(num_workers):
     with pytest.raises(ValueError, match="num_workers"):
         Local(num_workers=num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hostile:
+    """A transport whose replies are not to be trusted."""
+
+    inner: LocalTransport
+    spoil: object
+
+    def nodes(self):
+        return self.inner.nodes()
+
+    def send(self, requests):
+        self.inner.send(requests)
+
+    def receive(self):
+        for reply in self.inner.receive():
+            yield from self.spoil(reply) if reply.client == "owner-0" else [reply]
+
+
+def tensors_of(reply):
+    return {name: tensor.clone() for name, tensor in Dense().decode(reply.payload).items()}
+
+
+def with_tensors(reply, tensors):
+    return dataclasses.replace(reply, payload=Dense().encode(tensors))
+
+
+def first_changed(reply, change):
+    tensors = tensors_of(reply)
+    name = next(iter(tensors))
+    return with_tensors(reply, {**tensors, name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    ("reason", "spoil"),
+    [
+        ("stale", lambda r: dataclasses.replace(r, round=r.round - 1)),
+        ("names", lambda r: with_tensors(r, {**tensors_of(r), "extra": torch.zeros(1)})),
+        ("names", lambda r: with_tensors(r, dict(list(tensors_of(r).items())[1:]))),
+        ("shape", lambda r: first_changed(r, lambda t: t[:1])),
+        ("shape", lambda r: first_changed(r, lambda t: t.T.contiguous())),
+        ("dtype", lambda r: first_changed(r, lambda t: t.bfloat16())),
+        ("non_finite", lambda r: first_changed(r, lambda t: t + torch.inf)),
+        ("non_finite", lambda r: dataclasses.replace(r, metrics={**r.metrics, "loss": float("nan")})),
+        ("num_examples", lambda r: dataclasses.replace(r, num_examples=0)),
+        ("num_examples", lambda r: dataclasses.replace(r, num_examples=-3)),
+        ("num_examples", lambda r: dataclasses.replace(r, num_examples=10**12)),
+        ("too_large", lambda r: first_changed(r, lambda t: t + 1e30)),
+        ("malformed", lambda r: dataclasses.replace(r, payload=dataclasses.replace(r.payload, manifest=()))),
+    ],
+)
+def test_a_bad_reply_is_refused_and_the_rest_is_what_it_would_be_without_it(tmp_path, reason, spoil):
+    state, lines = one_round(tmp_path / "bad", lambda reply: [spoil(reply)])
+    assert [line["refused"] for line in lines if line["kind"] == "client"] == [reason, None, None, None]
+    without, _ = one_round(
+        tmp_path / "without", lambda reply: [dataclasses.replace(reply, payload=None, error="failed")]
+    )
+    assert all(torch.equal(state[name], without[name]) for name in state)
+
+
+def test_a_reply_that_comes_twice_or_from_nobody_counts_once_or_not(tmp_path):
+    twice, lines = one_round(
+        tmp_path / "twice", lambda reply: [reply, reply, dataclasses.replace(reply, client="nobody")]
+    )
+    once, _ = one_round(tmp_path / "once", lambda reply: [reply])
+    assert len([line for line in lines if line["kind"] == "client"]) == 4
+    assert all(torch.equal(twice[name], once[name]) for name in once)
+
+
+def one_round(root, spoil):
+    """State after a round in which owner-0's replies are spoilt, and the journal."""
+    experiment = dataclasses.replace(QUICK, num_rounds=1)
+    dataset = experiment.data.load(0)
+    transport, _, workers = transport_for(experiment, dataset)
+    run = folders.create(root, "r", {"experiment.yaml": "", "environment.json": "{}"})
+    facts = {"base": "", "data": "", "description": ""}
+    rounds.serve(
+        rounds.Server(experiment, run, Hostile(transport, spoil), workers, dataset.evaluation, facts, lambda _: None)
+    )
+    import hashlib
+
+    newest, _ = checkpoint.load_latest(run.checkpoints, identity=hashlib.sha256(b"").hexdigest())
+    return newest.state, read(run.metrics_file)
