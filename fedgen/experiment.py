@@ -54,7 +54,7 @@ class Experiment:
 
     name: str = "run"
     seed: int = 0
-    num_rounds: int = 3
+    num_rounds: int = 5
     cohort_size: int | None = None
     evaluate_every: int = 1
     num_evaluated: int | None = None

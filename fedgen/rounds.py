@@ -20,7 +20,7 @@ from fedgen.journal import Journal, read
 from fedgen.measure import converse, evaluate
 from fedgen.run import Run
 from fedgen.stages import Learner, Transport
-from fedgen.types import Card, Encoded, Example, Observer, Plan, Record, Reply, Request, State, Update
+from fedgen.types import Card, Encoded, Example, Observer, Payload, Plan, Record, Reply, Request, State, Update
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
@@ -159,9 +159,13 @@ def _requests(
 ) -> Iterator[Request]:
     """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
     progress = (round - 1) / max(1, experiment.num_rounds - 1)
+    packed: tuple[Plan, Payload] | None = None
     for client, plan in plans.items():
         began = time.perf_counter()
-        payload = experiment.wire.encode(tree.cut(state, plan))
+        # Most cohorts get one and the same part; it is packed once.
+        if packed is None or not tree.is_whole(plan) or packed[0] != plan:
+            packed = plan, experiment.wire.encode(tree.cut(state, plan))
+        payload = packed[1]
         now = time.perf_counter()
         sent[client] = now, payload.num_bytes, now - began
         yield Request(round, client, progress, plan, payload)
@@ -197,7 +201,7 @@ def _accept(
             raise ClientError("dtype", f"{name} is {tensor.dtype}, not {state[name].dtype}")
     if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
         raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
-    if not tree.is_finite(tensors) or not all(math.isfinite(value) for value in reply.metrics.values()):
+    if not all(math.isfinite(value) for value in (tree.largest(tensors), *reply.metrics.values())):
         raise ClientError("non_finite")
     return Update(plan, tensors, reply.num_examples, reply.metrics), time.perf_counter() - began
 
@@ -254,8 +258,9 @@ def _finish(server: Server, journal: Journal, initial: State, final: Checkpoint)
 
 def card_of(experiment: Experiment, lines: Sequence[Record], description: str) -> Card:
     """What a model card tells, from the lines of a run's journal as far as it has come."""
-    rounds = [line for line in lines if line["kind"] == "round" and line["evaluation"]]
-    first, last = rounds[0]["evaluation"], rounds[-1]["evaluation"]
+    # Without examples to be measured on there is nothing to tell.
+    rounds = [line["evaluation"] for line in lines if line["kind"] == "round" and line["evaluation"]] or [{}]
+    first, last = rounds[0], rounds[-1]
     results: dict[str, dict[str, tuple[float, float]]] = {}
     for split, numbers in last.items():
         for metric, after in numbers.items():

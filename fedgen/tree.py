@@ -77,11 +77,6 @@ def clip(a: State, max_norm: float) -> State:
     return a if length <= max_norm else scale(a, max_norm / length)
 
 
-def is_finite(a: State) -> bool:
-    """Whether no entry is NaN or infinite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in a.values())
-
-
 def num_bytes(a: State) -> int:
     """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in a.values())
@@ -107,6 +102,15 @@ def cut(state: State, plan: Plan) -> State:
     [[2.0, 0.0], [5.0, 3.0]]
     """
     return {name: state[name] if _whole(kept) else state[name][_grid(state[name], kept)] for name, kept in plan.items()}
+
+
+def is_whole(plan: Plan) -> bool:
+    """Whether the plan keeps all of every tensor that it names.
+
+    >>> is_whole({"w": (None, None)}), is_whole({"w": (None, torch.tensor([0]))})
+    (True, False)
+    """
+    return all(_whole(kept) for kept in plan.values())
 
 
 def paste(plan: Plan, values: State, into: State) -> None:
@@ -147,8 +151,14 @@ def floating_point(total: State, divisor: int) -> State:
 
 
 def largest(a: State) -> float:
-    """The largest magnitude of any entry; 0 if there is none."""
-    return max((float(t.abs().max()) for t in a.values() if t.numel()), default=0.0)
+    """The largest magnitude of any entry; 0 if there is none, NaN or infinite if one entry is.
+
+    >>> largest({"a": torch.tensor([1.0, -3.0]), "b": torch.zeros(0)})
+    3.0
+    """
+    ends = [end for tensor in a.values() if tensor.numel() for end in tensor.aminmax()]
+    # One maximum over all: Python's own would pass over a NaN.
+    return float(torch.stack(ends).abs().max()) if ends else 0.0
 
 
 def _same_names(a: State, b: State) -> list[str]:

@@ -25,14 +25,14 @@ class Lora:
         rank: number of rows of A and of columns of B.
         alpha: the update is scaled by alpha / rank.
         targets: names of the linear layers to adapt (q_proj, v_proj, …), or `all-linear`.
-        num_top_layers: adapt only that many of the last layers; null adapts all. Nothing is kept for the backward pass
+        top_layers: share of the layers that are adapted, counted from the last. Nothing is kept for the backward pass
             of the layers below, so that a step is faster and smaller.
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: str | tuple[str, ...] = "all-linear"
-    num_top_layers: int | None = None
+    top_layers: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -40,8 +40,8 @@ class Lora:
             raise ValueError(f"rank is {self.rank}; it must be at least 1")
         if self.alpha <= 0:
             raise ValueError(f"alpha is {self.alpha}; it must be positive")
-        if self.num_top_layers is not None and self.num_top_layers < 1:
-            raise ValueError(f"num_top_layers is {self.num_top_layers}; it must be at least 1, or null for all layers")
+        if not 0 < self.top_layers <= 1:
+            raise ValueError(f"top_layers is {self.top_layers}; it is a share, above 0 and at most 1")
         if isinstance(self.targets, str) and self.targets != "all-linear":
             raise ValueError(f"targets is {self.targets!r}; give `all-linear` or a list such as [q_proj,v_proj]")
 
@@ -60,9 +60,7 @@ class Lora:
         from peft import LoraConfig, get_peft_model
 
         num_layers: int = module.config.num_hidden_layers  # type: ignore[union-attr, assignment]
-        top = num_layers if self.num_top_layers is None else self.num_top_layers
-        if top > num_layers:
-            raise ModelError(f"adapter.num_top_layers is {top}, and the model has {num_layers} layers")
+        top = math.ceil(self.top_layers * num_layers)
         targets = self._linear_names(module) if isinstance(self.targets, str) else list(self.targets)
         config = LoraConfig(
             r=self.rank,

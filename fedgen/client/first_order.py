@@ -29,14 +29,14 @@ class FirstOrder:
         optimizer: `adamw` or `sgd`; starts afresh every round, since clients keep no state.
         weight_decay: decoupled for adamw, classic for sgd.
         max_grad_norm: gradients are clipped to this Euclidean norm; null does not clip.
-        beta2: decay of Adam's second moment; lower than 0.999 because a round has few steps.
+        beta2: decay of Adam's second moment.
     """
 
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 0.3
-    num_steps: int = 8
+    learning_rate: float = 2.5e-3
+    final_learning_rate: float = 0.2
+    num_steps: int = 16
     num_epochs: float | None = None
-    batch_size: int = 8
+    batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0

@@ -60,7 +60,7 @@ class SmartHome:
     """
 
     num_homes: int = 4
-    num_train: int = 200
+    num_train: int = 400
     num_eval: int = 200
     intents: tuple[str, ...] = EIGHT_INTENTS
     intent_concentration: float = 0.5

@@ -32,8 +32,9 @@ class Dense:
         if unknown:
             raise ValueError(f"dense carries {', '.join(DTYPES)}, not {', '.join(sorted(unknown))}")
         manifest = tuple((name, names[t.dtype], tuple(t.shape)) for name, t in state.items())
-        data = torch.zeros(_starts(manifest)[-1], dtype=torch.uint8)
-        for tensor, start in zip(state.values(), _starts(manifest), strict=False):
+        starts = _starts(manifest)
+        data = torch.zeros(starts[-1], dtype=torch.uint8)
+        for tensor, start in zip(state.values(), starts, strict=False):
             _view(data, start, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
         return Payload(manifest, data)
 

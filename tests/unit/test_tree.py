@@ -1,5 +1,7 @@
 """The arithmetic against hand-computed numbers and properties."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -74,8 +76,9 @@ def test_states_of_different_names_are_our_own_mistake():
         tree.add({"a": torch.zeros(1)}, {"b": torch.zeros(1)})
 
 
-def test_is_finite_largest_and_bytes():
-    assert tree.is_finite({"a": torch.ones(2)})
-    assert not tree.is_finite({"a": torch.ones(2), "b": torch.tensor([float("nan")])})
+def test_largest_and_bytes():
+    assert math.isnan(tree.largest({"a": torch.ones(2), "b": torch.tensor([float("nan"), 1.0])}))
+    assert math.isinf(tree.largest({"a": torch.tensor([1.0, -math.inf])}))
+    assert tree.largest({}) == 0.0
     assert tree.largest({"a": torch.tensor([1.0, -3.0]), "e": torch.zeros(0)}) == 3.0
     assert tree.num_bytes({"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}) == 16
