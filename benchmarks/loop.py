@@ -63,7 +63,7 @@ def ratio(overrides: list[str], num_workers: int, num_rounds: int, repeats: int)
     learners = experiment.learners(experiment.base(), num_workers)
     encoded = {name: [e for e in learners[0].encode(examples) if e] for name, examples in shards.items()}
     workers = Workers(learners)
-    transport = LocalTransport(experiment, workers, shards, lambda _: None)
+    transport = LocalTransport(experiment, workers, shards)
     found = []
     for repeat in range(repeats + 1):
         plain = plain_seconds(experiment, learners[0], encoded, num_rounds)

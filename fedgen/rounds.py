@@ -93,10 +93,11 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
     server.transport.send(_requests(experiment, state, round, plans, sent))
     total = experiment.aggregation.zero(state)
     lines: list[Record] = []
+    warnings: list[Record] = []
     for reply in server.transport.receive():
         if reply.client not in sent:
             # Nobody asked this one, or it has answered already: whatever it says is left aside.
-            server.observe(records.warning(round, "a reply came that nobody waits for, and was left aside"))
+            warnings.append(records.warning(round, "a reply came that nobody waits for, and was left aside"))
             continue
         when, bytes_down, seconds_encode = sent.pop(reply.client)
         arrived, refused, seconds_wire = time.perf_counter(), None, 0.0
@@ -110,6 +111,14 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
     applied = time.perf_counter()
     state, central = experiment.aggregation.apply(state, before.server, total)
     lines.sort(key=lambda record: str(record["client"]))
+    left_out = [line["num_left_out"] for line in lines if line["num_left_out"]]
+    if left_out:
+        text = (
+            f"{sum(left_out)} examples of {len(left_out)} clients have no answer tokens left after truncation and were "
+        )
+        warnings.append(records.warning(round, f"{text}left out; raise model.max_length"))
+    for warning in warnings:
+        server.observe(warning)
     summary = records.round(experiment, round, lines)
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
     last = round == experiment.num_rounds
@@ -124,7 +133,7 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
             f"no client sent a usable update in {idle} rounds in a row ({', '.join(reasons)}). With non_finite_loss, "
             f"lower client.learning_rate; the state of round {before.round} is kept in {server.run.checkpoints}"
         )
-    return Checkpoint(round, state, central, {**before.facts, "idle_rounds": idle}), [*lines, summary]
+    return Checkpoint(round, state, central, {**before.facts, "idle_rounds": idle}), [*lines, *warnings, summary]
 
 
 def answer(experiment: Experiment, request: Request, learner: Learner, examples: Sequence[Encoded]) -> Reply:

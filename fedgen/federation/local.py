@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedgen import checkpoint, records, seeds
+from fedgen import checkpoint, seeds
 from fedgen.checkpoint import Checkpoint
 from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
@@ -52,7 +52,7 @@ class Local:
             _note(run, facts)
             workers = Workers(experiment.learners(base, self._num_workers(experiment, shards)))
             try:
-                transport = LocalTransport(experiment, workers, shards, observe)
+                transport = LocalTransport(experiment, workers, shards)
                 serve(Server(experiment, run, transport, workers, dataset.evaluation, facts, observe))
             finally:
                 workers.close()
@@ -70,13 +70,11 @@ class LocalTransport:
         experiment: what clients do.
         workers: who does it.
         shards: client name → its examples.
-        observe: is told when examples had to be left out.
     """
 
     experiment: Experiment
     workers: Workers
     shards: Mapping[str, Sequence[Example]]
-    observe: Observer
     _encoded: dict[str, list[Encoded]] = field(default_factory=dict)
     _outbox: list[Iterator[Request]] = field(default_factory=list)
 
@@ -94,17 +92,15 @@ class LocalTransport:
             yield from self.workers.map(self._answer, self._outbox.pop(0))
 
     def _answer(self, learner: Learner, request: Request) -> Reply:
+        shard = self.shards[request.client]
         examples = self._encoded.get(request.client)
         if examples is None:
-            encoded = learner.encode(self.shards[request.client])
-            examples = self._encoded[request.client] = [e for e in encoded if e is not None]
-            if len(examples) < len(encoded):
-                text = f"{len(encoded) - len(examples)} of {len(encoded)} examples of {request.client} have no answer "
-                text += "tokens left after truncation; raise model.max_length"
-                self.observe(records.warning(request.round, text))
-        if not examples and self.shards[request.client]:
+            examples = self._encoded[request.client] = [e for e in learner.encode(shard) if e is not None]
+        if shard and not examples:
             return Reply(request.round, request.client, error="no_answer_tokens")
-        return answer(self.experiment, request, learner, examples)
+        reply = answer(self.experiment, request, learner, examples)
+        reply.metrics["num_left_out"] = float(len(shard) - len(examples))
+        return reply
 
 
 def shards_of(experiment: Experiment, dataset: Dataset) -> dict[str, Sequence[Example]]:

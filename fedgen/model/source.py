@@ -131,6 +131,10 @@ def _converted(file: Path) -> Path:
                 f"cannot convert {file.name} into {target.parent}: {error}. About 300 MB are needed there; "
                 "set FEDGEN_CACHE to a folder with room"
             ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"cannot convert {file}: {error}. transformers must know the architecture in the file"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -12,6 +12,7 @@ from fedgen.adapter.full import Full as FullAdapter
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.mean import Mean
 from fedgen.client.first_order import FirstOrder
+from fedgen.data.jsonl import Jsonl
 from fedgen.data.synthetic import Synthetic
 from fedgen.errors import ClientError, DataError, RunError
 from fedgen.evaluation.exact_match import ExactMatch
@@ -23,7 +24,7 @@ from fedgen.federation.local import Local, LocalTransport, fingerprint, finished
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
-from fedgen.types import Dataset, Example
+from fedgen.types import Dataset
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
 
@@ -181,26 +182,39 @@ def test_a_run_without_any_usable_update_stops_after_three_rounds_and_says_why(t
 
 def transport_for(experiment, dataset):
     workers = Workers(experiment.learners(experiment.base(), 1))
-    told = []
-    return LocalTransport(experiment, workers, shards_of(experiment, dataset), told.append), told, workers
+    return LocalTransport(experiment, workers, shards_of(experiment, dataset)), workers
 
 
-def ask(experiment, dataset, client):
-    transport, told, workers = transport_for(experiment, dataset)
-    state = workers.borrow(experiment.initial_state)
-    plan = experiment.plan(state, 1, client)
-    transport.send(iter(rounds._requests(experiment, state, 1, {client: plan}, {})))
-    return next(transport.receive()), told
+def test_examples_without_room_for_an_answer_are_left_out_and_told(tmp_path):
+    (tmp_path / "anna.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt, "completion": "y"}) + "\n" for prompt in ("x" * 30, "x", "z"))
+    )
+    (tmp_path / "ben.jsonl").write_text(json.dumps({"prompt": "x" * 30, "completion": "y"}) + "\n")
+    experiment = dataclasses.replace(
+        QUICK,
+        num_rounds=1,
+        model=Tiny(hidden_size=16, num_heads=2, num_kv_heads=1, max_length=20),
+        data=Jsonl(path=str(tmp_path), eval_path=str(tmp_path / "anna.jsonl")),
+    )
+    lines = read(carry_out(experiment, tmp_path / "runs").metrics_file)
+    clients = {line["client"]: line for line in lines if line["kind"] == "client"}
+    assert (clients["anna"]["num_examples"], clients["anna"]["num_left_out"], clients["anna"]["refused"]) == (
+        2,
+        1,
+        None,
+    )
+    assert clients["ben"]["refused"] == "no_answer_tokens"
+    (warning,) = (line["text"] for line in lines if line["kind"] == "warning")
+    assert warning.startswith("1 examples of 1 clients have no answer tokens left")
+    assert "model.max_length" in warning
 
 
-def test_examples_without_room_for_an_answer_are_left_out_and_told():
-    experiment = dataclasses.replace(QUICK, model=Tiny(hidden_size=16, num_heads=2, num_kv_heads=1, max_length=20))
-    long, short = Example("x" * 30, "y", owner="a"), Example("x", "y", owner="a")
-    reply, told = ask(experiment, Dataset((long, short), {}), "a")
-    assert reply.num_examples == 1
-    assert "1 of 2 examples of a" in told[0]["text"]
-    reply, _ = ask(experiment, Dataset((long,), {}), "a")
-    assert reply.error == "no_answer_tokens"
+def test_a_run_without_examples_to_be_measured_on_goes_through(tmp_path):
+    (tmp_path / "anna.jsonl").write_text(json.dumps({"prompt": "x", "completion": "y"}) + "\n")
+    experiment = dataclasses.replace(QUICK, num_rounds=1, data=Jsonl(path=str(tmp_path)))
+    run = carry_out(experiment, tmp_path / "runs")
+    assert [line["kind"] for line in read(run.metrics_file)] == ["round", "client", "round", "end"]
+    assert (run.adapter / "README.md").is_file()
 
 
 def test_data_without_examples_are_refused_with_a_remedy():
@@ -327,7 +341,7 @@ def one_round(root, spoil):
     """State after a round in which owner-0's replies are spoilt, and the journal."""
     experiment = dataclasses.replace(QUICK, num_rounds=1)
     dataset = experiment.data.load(0)
-    transport, _, workers = transport_for(experiment, dataset)
+    transport, workers = transport_for(experiment, dataset)
     run = folders.create(root, "r", {"experiment.yaml": "", "environment.json": "{}"})
     facts = {"base": "", "data": "", "description": ""}
     rounds.serve(
