@@ -113,10 +113,8 @@ def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
     lines.sort(key=lambda record: str(record["client"]))
     left_out = [line["num_left_out"] for line in lines if line["num_left_out"]]
     if left_out:
-        text = (
-            f"{sum(left_out)} examples of {len(left_out)} clients have no answer tokens left after truncation and were "
-        )
-        warnings.append(records.warning(round, f"{text}left out; raise model.max_length"))
+        text = f"{sum(left_out)} examples of {len(left_out)} clients are left out: truncation leaves them no answer"
+        warnings.append(records.warning(round, f"{text}; raise model.max_length"))
     for warning in warnings:
         server.observe(warning)
     summary = records.round(experiment, round, lines)

@@ -205,14 +205,23 @@ def test_examples_without_room_for_an_answer_are_left_out_and_told(tmp_path):
     )
     assert clients["ben"]["refused"] == "no_answer_tokens"
     (warning,) = (line["text"] for line in lines if line["kind"] == "warning")
-    assert warning.startswith("1 examples of 1 clients have no answer tokens left")
+    assert warning.startswith("1 examples of 1 clients are left out")
     assert "model.max_length" in warning
 
 
+@dataclasses.dataclass(frozen=True)
+class Unmeasured:
+    """Examples to learn from, none to be measured on."""
+
+    def load(self, seed):
+        return Dataset(Synthetic(num_owners=1, num_train=4).load(seed).train, {})
+
+    def prompt(self, text):
+        return text
+
+
 def test_a_run_without_examples_to_be_measured_on_goes_through(tmp_path):
-    (tmp_path / "anna.jsonl").write_text(json.dumps({"prompt": "x", "completion": "y"}) + "\n")
-    experiment = dataclasses.replace(QUICK, num_rounds=1, data=Jsonl(path=str(tmp_path)))
-    run = carry_out(experiment, tmp_path / "runs")
+    run = carry_out(dataclasses.replace(QUICK, num_rounds=1, data=Unmeasured()), tmp_path)
     assert [line["kind"] for line in read(run.metrics_file)] == ["round", "client", "round", "end"]
     assert (run.adapter / "README.md").is_file()
 
