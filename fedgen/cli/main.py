@@ -54,6 +54,8 @@ as well. Runs land in runs/, or in the folder that the environment variable FEDG
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # Before torch is imported: threads that spin while they wait take the core from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         if given[:1] == ["train"]:
             return _train(given[1:])

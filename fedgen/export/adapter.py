@@ -11,7 +11,8 @@ USAGE = """
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(base_folder)  # the base model named above
+# The base model named above: a hub id as it is, else the folder that `fedgen.model.source.folder_of` finds.
+base = AutoModelForCausalLM.from_pretrained(base_folder, dtype="float32")
 model = PeftModel.from_pretrained(base, adapter_folder)
 """
 
