@@ -101,9 +101,7 @@ def _from_hub(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=list(HUB_FILES)))
     except HFValidationError as error:
-        raise ModelError(
-            f"{source!r} is neither a local path, nor a file of a package, nor a hub id. {ways}"
-        ) from error
+        raise ModelError(f"{source!r} is no local path, no file of a package and no hub id. {ways}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub model {source!r} is not in the local cache and the hub gave none. {ways}") from error
 
@@ -131,10 +129,9 @@ def _converted(file: Path) -> Path:
                 f"cannot convert {file.name} into {target.parent}: {error}. About 300 MB are needed there; "
                 "set FEDGEN_CACHE to a folder with room"
             ) from error
-    except (ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"cannot convert {file}: {error}. transformers must know the architecture in the file"
-        ) from error
+    except Exception as error:
+        # A damaged file leads the reader into errors of any kind.
+        raise ModelError(f"cannot convert {file}: {error}. Is the file whole, and its family known?") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
