@@ -65,7 +65,7 @@ def test_every_command_runs(workplace, capsys):
         ran.append(command[:2])
     assert ["make", "run"] in ran
     assert len(ran) >= 8
-    assert (Path("my-model") / "config.json").is_file()
+    assert (Path("tuned") / "config.json").is_file()
 
 
 def test_the_first_command_stands_before_line_20_and_the_page_is_short():
