@@ -52,7 +52,7 @@ def test_a_run_leaves_behind_what_it_should(trained):
 def test_the_config_of_a_run_is_whole_and_builds_the_experiment(trained):
     config = yaml.safe_load((trained / "experiment.yaml").read_text())
     assert config["num_rounds"] == 2
-    assert config["client"]["batch_size"] == 8, "values that nobody typed are written down too"
+    assert config["client"]["batch_size"] == 4, "values that nobody typed are written down too"
     assert check.load(trained / "experiment.yaml").client.num_steps == 2
 
 

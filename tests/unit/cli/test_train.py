@@ -48,7 +48,7 @@ def test_a_composed_config_tells_every_value_in_the_order_in_which_data_flows():
         "export",
         "federation",
     ]
-    assert config["client"]["learning_rate"] == 2e-3
+    assert config["client"]["learning_rate"] == 2.5e-3
     assert config["model"]["hidden_size"] == 64
 
 
