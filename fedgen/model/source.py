@@ -3,8 +3,10 @@
 A GGUF file is converted once into a folder in the formats of transformers (bf16 safetensors), kept in the cache.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -142,8 +144,10 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # dequantize=True: without it the model stays marked as quantised, and can be neither saved nor trained.
-    module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    # It draws a progress bar whatever transformers' verbosity is; a conversion takes seconds.
+    with contextlib.redirect_stderr(io.StringIO()):
+        module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
     module.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

@@ -184,7 +184,14 @@ def test_interrupting_says_how_to_go_on_and_leaves_a_model_to_talk_to(tmp_path):
     env = {**os.environ, "FEDGEN_RUNS": str(tmp_path), "PYTHONPATH": str(Path(fedgen.__file__).parent.parent)}
     command = [sys.executable, "-m", "fedgen", "train", *SMALL, "num_rounds=500"]
     process = subprocess.Popen(
-        command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore interrupts, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/checkpoints/round-0002")) and time.monotonic() < deadline:
