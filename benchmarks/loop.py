@@ -16,7 +16,8 @@ from plain_loop import plain_loop
 if TYPE_CHECKING:
     from fedgen.experiment import Experiment
     from fedgen.federation.local import LocalTransport
-    from fedgen.stages import Learner
+    from fedgen.gate import Gate
+    from fedgen.learner import Learner
     from fedgen.types import Encoded
     from fedgen.workers import Workers
 
@@ -56,20 +57,24 @@ def ratio(overrides: list[str], num_workers: int, num_rounds: int, repeats: int)
     from fedgen.cli.check import build
     from fedgen.cli.train import compose
     from fedgen.federation.local import LocalTransport, shards_of
+    from fedgen.gate import prepare
     from fedgen.workers import Workers
 
     torch.set_num_threads(1)
     # One more round than is timed: a round is over when the next one is dispatched, checkpoint and all.
     experiment = build(compose([*overrides, f"num_rounds={num_rounds + 1}"]))
-    shards = shards_of(experiment, experiment.data.load(experiment.seed))
-    learners = experiment.learners(experiment.base(), num_workers)
+    dataset = experiment.data.load(experiment.seed)
+    shards = shards_of(experiment, dataset)
+    base = experiment.base()
+    learners = experiment.learners(base, num_workers)
     encoded = {name: [e for e in learners[0].encode(examples) if e] for name, examples in shards.items()}
     workers = Workers(learners)
-    transport = LocalTransport(experiment, workers, shards)
+    gate = prepare(experiment, base, workers, dataset, sorted(shards))
+    transport = LocalTransport(gate.ground, workers, shards)
     plain, ours = [], []
     for _ in range(repeats + 1):  # the first pair warms up and is never the least
         plain.append(plain_seconds(experiment, learners[0], encoded, num_rounds))
-        ours.append(fedgen_seconds(experiment, workers, transport, num_rounds))
+        ours.append(fedgen_seconds(gate, workers, transport, num_rounds))
     workers.close()
     return min(ours) / min(plain)
 
@@ -85,7 +90,7 @@ def plain_seconds(
     return time.perf_counter() - began
 
 
-def fedgen_seconds(experiment: "Experiment", workers: "Workers", transport: "LocalTransport", num_rounds: int) -> float:
+def fedgen_seconds(gate: "Gate", workers: "Workers", transport: "LocalTransport", num_rounds: int) -> float:
     """Seconds of fedgen's rounds, from dispatch to dispatch."""
     from fedgen import run
     from fedgen.rounds import Server, serve
@@ -105,7 +110,7 @@ def fedgen_seconds(experiment: "Experiment", workers: "Workers", transport: "Loc
         place = run.create(Path(folder), "benchmark", {"experiment.yaml": "", "environment.json": "{}"})
         facts = {"base": "", "data": "", "description": ""}
         try:
-            serve(Server(experiment, place, transport, workers, {}, facts, observe))
+            serve(Server(gate, place, transport, workers, {}, facts, observe))
         except Enough:
             return dispatched[num_rounds] - dispatched[0]
     raise AssertionError("the run ended before the last round that counts was over")

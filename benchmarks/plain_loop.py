@@ -10,7 +10,7 @@ import torch
 
 from fedgen import seeds
 from fedgen.client.first_order import FirstOrder
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Encoded, State
 
 

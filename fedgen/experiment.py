@@ -6,24 +6,25 @@ are equal, so it survives a trip through text.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from fedgen import seeds, tree
+from fedgen import seeds
+from fedgen.learner import Base, Learner
 from fedgen.stages import (
     Adapter,
     Aggregation,
-    Base,
     Client,
     Data,
     Evaluation,
     Export,
     Extraction,
     Federation,
-    Learner,
+    Fleet,
     Model,
     Partition,
     Wire,
 )
-from fedgen.types import Plan, State
+from fedgen.types import State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,13 @@ class Experiment:
         num_evaluated: examples per split before and after a run; null takes all.
         num_evaluated_per_round: examples of the first split that are followed round by round.
         evaluation_batch_size: examples that go through the model together.
+        extraction_mode: `cut`, the device holds its part of the model and nothing else; or `window`, it holds the whole
+            model frozen and trains its part of it.
+        scale_parts: what a cut part's closing projections read is multiplied by units / kept units, as HeteroFL does.
+        gate_margin: a part whose loss on public examples is so many nats above the whole model's is not sent as it is;
+            null sends every part.
+        gate_enlarges: such a part is made larger until it passes, for the device to swap; if false, it is not sent.
+        fleet: what devices there are.
         data: what the examples are, who owns them.
         partition: which client holds which examples.
         model: loads a model.
@@ -60,6 +68,11 @@ class Experiment:
     num_evaluated: int | None = None
     num_evaluated_per_round: int = 48
     evaluation_batch_size: int = 16
+    extraction_mode: Literal["cut", "window"] = "cut"
+    scale_parts: bool = False
+    gate_margin: float | None = None
+    gate_enlarges: bool = True
+    fleet: Fleet
     data: Data
     partition: Partition
     model: Model
@@ -85,6 +98,13 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.gate_margin is not None and self.gate_margin < 0:
+            raise ValueError(f"gate_margin is {self.gate_margin}; it is nats above the whole model's loss, at least 0")
+        if self.extraction_mode == "window" and self.adapter.trains_base and "residual" in self.extraction.axes:
+            raise ValueError(
+                "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
+                f"adapter={_option(self.adapter)} the window may hold ffn and kv. Choose these, or extraction_mode=cut"
+            )
         if self.adapter.trains_base and self.export.needs_adapter:
             raise ValueError(
                 f"adapter={_option(self.adapter)} trains the model's own weights, so there is no adapter to export; "
@@ -100,18 +120,23 @@ class Experiment:
         learners = []
         for _ in range(num_learners):
             module = self.adapter.attach(base.replica(private=self.adapter.trains_base))
-            learners.append(base.learner(module, self.adapter.parameters(module)))
+            learner = base.learner(module, self.adapter.parameters(module))
+            learner.load(self.fixed_tensors(learner))
+            learners.append(learner)
         return learners
 
     def initial_state(self, learner: Learner) -> State:
-        """The state with which the federation starts."""
-        return self.adapter.initial(learner.module, seeds.derive(self.seed, "initial"))
+        """The state with which the federation starts: all of the adapter's tensors that travel."""
+        return {name: t for name, t in self._tensors(learner).items() if not self.adapter.is_fixed(name)}
 
-    def plan(self, state: State, round: int, client: str) -> Plan:
-        """The part of the state that a client gets in a round."""
-        axes = self.adapter.axes(state)
-        kept = {axis: self.extraction.keep(axis, units, round, client) for axis, units in axes.units.items()}
-        return tree.plan_of(axes.dims, kept)
+    def fixed_tensors(self, learner: Learner) -> State:
+        """The adapter's tensors that never change, which every side makes from the seed."""
+        if not any(self.adapter.is_fixed(name) for name in self.adapter.parameters(learner.module)):
+            return {}
+        return {name: t for name, t in self._tensors(learner).items() if self.adapter.is_fixed(name)}
+
+    def _tensors(self, learner: Learner) -> State:
+        return self.adapter.initial(learner.module, seeds.derive(self.seed, "initial"))
 
     def cohort(self, clients: Sequence[str], round: int) -> list[str]:
         """Clients that are asked in a round, sorted; drawn without replacement."""

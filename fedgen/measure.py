@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgen.experiment import Experiment
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Example, Metrics, Record, State
 from fedgen.workers import Workers
 

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from fedgen.experiment import Experiment
-from fedgen.types import Record, Reply
+from fedgen.messages import Reply
+from fedgen.types import Record
 
 
 def start(experiment: Experiment, folder: str, clients: Sequence[str], first_round: int) -> Record:
@@ -47,6 +48,8 @@ def client(reply: Reply, refused: str | None, elapsed_s: float, bytes_down: int,
         "bytes_up": reply.payload.num_bytes if reply.payload else 0,
         "seconds": {"compute": compute, "wire": wire, "wait": max(0.0, elapsed_s - compute - wire)},
         "peak_memory_bytes": int(reply.metrics.get("peak_memory_bytes", 0)),
+        "held_bytes": int(reply.metrics.get("held_bytes", 0)),
+        "train_bytes": int(reply.metrics.get("train_bytes", 0)),
         "refused": refused,
     }
 

@@ -1,35 +1,34 @@
-"""The one loop: a round as the paper has it, the server's half and the device's half.
+"""The one loop: a round as the paper has it, the server's half. ``device`` has the other.
 
 FedAvg: McMahan et al., AISTATS 2017, Algorithm 1. Drivers differ in their ``Transport`` and in nothing else. Replies
 are folded as they come and dropped; nothing that a client sends can stop the run.
 """
 
 import hashlib
-import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedgen import checkpoint, records, seeds, tree
+from fedgen import checkpoint, records, tree
 from fedgen.checkpoint import Checkpoint
+from fedgen.coverage import Coverage, warn_of_gaps
 from fedgen.disk import replace_folder
-from fedgen.errors import ClientError, RunError
+from fedgen.errors import RunError
 from fedgen.experiment import Experiment
+from fedgen.gate import Gate
 from fedgen.journal import Journal, read
+from fedgen.learner import Learner
 from fedgen.measure import converse, evaluate
+from fedgen.messages import Payload, Request
+from fedgen.parts import Ground
+from fedgen.replies import Replies, Sent
 from fedgen.run import Run
-from fedgen.stages import Learner, Transport
-from fedgen.types import Card, Encoded, Example, Observer, Payload, Plan, Record, Reply, Request, State, Update
+from fedgen.transport import Transport
+from fedgen.types import Card, Device, Example, Observer, Part, Record, State
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
 """A run stops after so many rounds in a row without a single usable update."""
-
-MAX_EXAMPLES = 2**31
-"""No device holds more; sums of weights stay far from overflow."""
-
-_log = logging.getLogger("fedgen")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Server:
     """What the loop works with.
 
     Attributes:
-        experiment: what to do.
+        gate: decides which parts are sent.
         run: the folder that keeps everything.
         transport: reaches the devices.
         workers: learners of the server itself, for evaluation and export.
@@ -46,13 +45,23 @@ class Server:
         observe: is told of each thing as it happens.
     """
 
-    experiment: Experiment
+    gate: Gate
     run: Run
     transport: Transport
     workers: Workers
     splits: Mapping[str, Sequence[Example]]
     facts: Mapping[str, str]
     observe: Observer
+
+    @property
+    def ground(self) -> Ground:
+        """What is known before the first round."""
+        return self.gate.ground
+
+    @property
+    def experiment(self) -> Experiment:
+        """What to do."""
+        return self.gate.ground.experiment
 
 
 def serve(server: Server) -> None:
@@ -65,152 +74,130 @@ def serve(server: Server) -> None:
     identity = hashlib.sha256(server.run.experiment_file.read_bytes()).hexdigest()
     initial = server.workers.borrow(experiment.initial_state)
     found, warnings = _newest(server, identity)
+    coverage = Coverage(server.ground)
     with Journal.open(server.run.metrics_file, after_round=found.round if found else -1) as journal:
         for text in warnings:
             _tell(server, journal, [records.warning(found.round if found else 0, text)])
         begin = found.round + 1 if found else 0
         server.observe(records.start(experiment, str(server.run.path), server.transport.nodes(), begin))
         if found is None:
+            gaps = warn_of_gaps(server.ground) if server.ground.makes_parts else []
+            _tell(server, journal, [records.warning(0, text) for text in gaps])
             found = Checkpoint(0, initial, experiment.aggregation.init(initial), {"idle_rounds": 0, **server.facts})
             journal.write([_round_zero(server, initial)])
             checkpoint.save(folder, found, identity=identity)
+        else:
+            coverage.replay(read(server.run.metrics_file))
         while found.round < experiment.num_rounds:
-            found, lines = play(server, found)
+            found, lines = play(server, found, coverage)
             # Journal first: lines beyond the newest checkpoint are dropped on resume, lost lines cannot be made again.
             journal.write(lines)
             checkpoint.save(folder, found, identity=identity)
         _finish(server, journal, initial, found)
 
 
-def play(server: Server, before: Checkpoint) -> tuple[Checkpoint, list[Record]]:
+def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkpoint, list[Record]]:
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    cohort = experiment.cohort(server.transport.nodes(), round)
-    plans = {client: experiment.plan(state, round, client) for client in cohort}
-    server.observe({"kind": "dispatch", "round": round, "clients": cohort})
-    sent: dict[str, tuple[float, int, float]] = {}
-    server.transport.send(_requests(experiment, state, round, plans, sent))
-    total = experiment.aggregation.zero(state)
-    lines: list[Record] = []
-    warnings: list[Record] = []
+    devices = _devices(server, round)
+    cohort = experiment.cohort(sorted(devices), round)
+    wanted = {client: server.ground.part(client, round, devices[client].width) for client in cohort}
+    parts, verdict = server.gate.admit(wanted, state, round)
+    server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts)})
+    replies = Replies(server.ground, state, round, parts, coverage, server.run.path)
+    server.transport.send(_requests(server, state, round, _Dispatch(parts, devices, coverage, replies.sent)))
     for reply in server.transport.receive():
-        if reply.client not in sent:
-            # Nobody asked this one, or it has answered already: whatever it says is left aside.
-            warnings.append(records.warning(round, "a reply came that nobody waits for, and was left aside"))
-            continue
-        when, bytes_down, seconds_encode = sent.pop(reply.client)
-        arrived, refused, seconds_wire = time.perf_counter(), None, 0.0
-        try:
-            update, seconds_wire = _accept(experiment, reply, round, plans, state)
-            experiment.aggregation.add(total, update)
-        except ClientError as error:
-            refused = error.reason
-        lines.append(records.client(reply, refused, arrived - when, bytes_down, seconds_encode + seconds_wire))
-        server.observe(lines[-1])
+        replies.take(reply, server.observe)
+    replies.close()
     applied = time.perf_counter()
-    state, central = experiment.aggregation.apply(state, before.server, total)
-    lines.sort(key=lambda record: str(record["client"]))
-    left_out = [line["num_left_out"] for line in lines if line["num_left_out"]]
-    if left_out:
-        text = f"{sum(left_out)} examples of {len(left_out)} clients are left out: truncation leaves them no answer"
-        warnings.append(records.warning(round, f"{text}; raise model.max_length"))
+    state, central = experiment.aggregation.apply(state, before.server, replies.total)
+    warnings = [*replies.warnings, *_left_out(round, replies.lines)]
     for warning in warnings:
         server.observe(warning)
-    summary = records.round(experiment, round, lines)
+    summary = records.round(experiment, round, replies.lines)
+    summary |= {"coverage": coverage.end_round()} | ({"gate": verdict} if verdict else {})
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
     last = round == experiment.num_rounds
     if last or round % experiment.evaluate_every == 0:
         _measure(server, state, summary, whole=last)
     summary["seconds"]["total"] = time.perf_counter() - began
     server.observe(summary)
-    idle = 0 if summary["num_refused"] < len(lines) else int(before.facts["idle_rounds"]) + 1
+    idle = 0 if summary["num_refused"] < len(replies.lines) else int(before.facts["idle_rounds"]) + 1
     if idle >= MAX_IDLE_ROUNDS:
-        reasons = sorted({str(record["refused"]) for record in lines})
-        raise RunError(
-            f"no client sent a usable update in {idle} rounds in a row ({', '.join(reasons)}). With non_finite_loss, "
-            f"lower client.learning_rate; the state of round {before.round} is kept in {server.run.checkpoints}"
-        )
-    return Checkpoint(round, state, central, {**before.facts, "idle_rounds": idle}), [*lines, *warnings, summary]
+        raise RunError(_why_idle(server, before.round, idle, replies.lines))
+    facts = {**before.facts, "idle_rounds": idle}
+    return Checkpoint(round, state, central, facts), [*replies.lines, *warnings, summary]
 
 
-def answer(experiment: Experiment, request: Request, learner: Learner, examples: Sequence[Encoded]) -> Reply:
-    """The device's half of a round: unpack, train, send back the change. Every fault becomes an error reply."""
-    began = time.perf_counter()
-    try:
-        part = experiment.wire.decode(request.payload)
-        learner.load(part)
-        decoded = time.perf_counter()
-        generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        metrics = experiment.client.train(learner, examples, request.progress, generator)
-        trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), part))
-        metrics["seconds_compute"] = trained - decoded
-        metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
-        metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
-        return Reply(request.round, request.client, payload, len(examples), metrics)
-    except ClientError as error:
-        return Reply(request.round, request.client, error=error.reason)
-    except Exception:
-        # Whatever happens on a device stays there but for one word; the run goes on without this client.
-        _log.exception("client %s failed in round %d", request.client, request.round)
-        return Reply(request.round, request.client, error="failed")
+@dataclass(frozen=True)
+class _Dispatch:
+    """What a round's requests are made of.
 
-
-def _requests(
-    experiment: Experiment,
-    state: State,
-    round: int,
-    plans: Mapping[str, Plan],
-    sent: dict[str, tuple[float, int, float]],
-) -> Iterator[Request]:
-    """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
-    progress = (round - 1) / max(1, experiment.num_rounds - 1)
-    packed: tuple[Plan, Payload] | None = None
-    for client, plan in plans.items():
-        began = time.perf_counter()
-        # Most cohorts get one and the same part; it is packed once.
-        if packed is None or not tree.is_whole(plan) or packed[0] != plan:
-            packed = plan, experiment.wire.encode(tree.cut(state, plan))
-        payload = packed[1]
-        now = time.perf_counter()
-        sent[client] = now, payload.num_bytes, now - began
-        yield Request(round, client, progress, plan, payload)
-
-
-def _accept(
-    experiment: Experiment, reply: Reply, round: int, plans: Mapping[str, Plan], state: State
-) -> tuple[Update, float]:
-    """The update in a reply, and the seconds of unpacking it.
-
-    Raises:
-        ClientError: with the reason why this reply does not count.
+    Attributes:
+        parts: client → what it gets.
+        devices: client → what it has.
+        coverage: knows what each client held last.
+        sent: is filled as requests go out.
     """
-    if reply.payload is None:
-        raise ClientError(reply.error or "failed")
-    if reply.round != round:
-        raise ClientError("stale")
-    began = time.perf_counter()
-    try:
-        tensors = experiment.wire.decode(reply.payload)
-    except ClientError:
-        raise
-    except Exception as error:
-        raise ClientError("malformed") from error
-    plan = plans[reply.client]
-    if tensors.keys() != plan.keys():
-        raise ClientError("names", "a reply must hold the tensors of its plan")
-    for name, tensor in tensors.items():
-        wanted = [n if kept is None else len(kept) for n, kept in zip(state[name].shape, plan[name], strict=True)]
-        if list(tensor.shape) != wanted:
-            raise ClientError("shape", f"{name} is {list(tensor.shape)}, not {wanted}")
-        if tensor.dtype != state[name].dtype:
-            raise ClientError("dtype", f"{name} is {tensor.dtype}, not {state[name].dtype}")
-    if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
-        raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
-    if not all(math.isfinite(value) for value in (tree.largest(tensors), *reply.metrics.values())):
-        raise ClientError("non_finite")
-    return Update(plan, tensors, reply.num_examples, reply.metrics), time.perf_counter() - began
+
+    parts: Mapping[str, Part]
+    devices: Mapping[str, Device]
+    coverage: Coverage
+    sent: dict[str, Sent]
+
+
+def _devices(server: Server, round: int) -> dict[str, Device]:
+    """The devices that take part in a round."""
+    found = server.experiment.fleet.devices(server.ground.clients, round, server.experiment.seed)
+    here = set(server.transport.nodes())
+    taking_part = {client: device for client, device in found.items() if device.width > 0 and client in here}
+    if not taking_part:
+        raise RunError(
+            f"none of {len(found)} devices takes part in round {round}: the fleet gives each of them no part of the "
+            "model. Lower fleet.min_width, or let some devices be wider"
+        )
+    return taking_part
+
+
+def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
+    counts = [line["num_left_out"] for line in lines if line["num_left_out"]]
+    if not counts:
+        return []
+    text = f"{sum(counts)} examples of {len(counts)} clients are left out: truncation leaves them no answer"
+    return [records.warning(round, f"{text}; raise model.max_length")]
+
+
+def _why_idle(server: Server, round: int, idle: int, lines: Sequence[Record]) -> str:
+    reasons = sorted({str(line["refused"]) for line in lines})
+    advice = (
+        f"({', '.join(reasons)}). With non_finite_loss, lower client.learning_rate"
+        if reasons
+        else "(the transfer gate sent no part to anybody). Raise gate_margin, or let devices be wider"
+    )
+    kept = f"the state of round {round} is kept in {server.run.checkpoints}"
+    return f"no client sent a usable update in {idle} rounds in a row {advice}; {kept}"
+
+
+def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> Iterator[Request]:
+    """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
+    experiment, ground = server.experiment, server.ground
+    progress = (round - 1) / max(1, experiment.num_rounds - 1)
+    whole: Payload | None = None
+    for client in sorted(dispatch.parts):
+        part, began = dispatch.parts[client], time.perf_counter()
+        plan = ground.sent(part)
+        if tree.is_whole(plan) and len(plan) == len(state):
+            # Most cohorts get one and the same part; it is packed once.
+            payload = whole = experiment.wire.encode(state) if whole is None else whole
+        else:
+            payload = experiment.wire.encode(tree.cut(state, plan))
+        now, last, base_bytes = time.perf_counter(), dispatch.coverage.last.get(client), 0
+        if ground.makes_parts and not dispatch.devices[client].has_base:
+            base_bytes = ground.base_bytes(part, last)
+        dispatch.coverage.last[client] = part
+        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began)
+        yield Request(round, client, progress, part, payload)
 
 
 def _measure(server: Server, state: State, record: Record, *, whole: bool) -> None:

@@ -1,89 +1,36 @@
-"""What each stage must do: one Protocol per stage, named like it, and those of the model at work.
+"""What each stage must do: one Protocol per stage, named like it.
 
 A stage is a folder, an option of a stage is one frozen dataclass in one file, and every one of them fulfils the
 Protocol here that bears the stage's name. Building an option is free; work happens in its calls. Randomness is an
 argument.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from fedgen.learner import Base, Learner
+from fedgen.messages import Payload
 from fedgen.types import (
     Axes,
     Card,
+    Choice,
     Dataset,
+    Device,
     Encoded,
     Example,
     Index,
+    Kept,
     Metrics,
     Observer,
-    Payload,
     Prompt,
-    Reply,
-    Request,
-    Score,
     State,
+    Steps,
     Update,
 )
-
-# --- the model at work -------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """A model with its adapter on, ready to be trained, measured and talked to. One per worker; not thread-safe."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module itself: stock transformers, with PEFT on it if the adapter says so."""
-
-    @property
-    def tokenizer(self) -> Any:  # noqa: ANN401 - transformers has no public base type for all of its tokenizers
-        """The tokenizer, as transformers made it."""
-
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Trainable parameters by the name that they have in a State."""
-
-    def state(self) -> State:
-        """A copy of the trainable tensors."""
-
-    def load(self, state: State) -> None:
-        """Copies the given tensors into the trainable parameters."""
-
-    def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
-        """Token ids of each example; None where truncation leaves no answer token."""
-
-    def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood per answer token, differentiable."""
-
-    def score(self, batch: Sequence[Encoded]) -> list[Score]:
-        """Loss and exactness of each example from one teacher-forced pass, without gradient."""
-
-    def generate(self, prompt: Prompt, max_new_tokens: int = 64) -> str:
-        """The greedy answer."""
-
-
-@runtime_checkable
-class Base(Protocol):
-    """A loaded model: weights that all workers share, and the tokenizer."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights' file, or of the recipe that makes them."""
-
-    def replica(self, *, private: bool) -> nn.Module:
-        """A module over the shared weights, or over a private copy of them if they are to be trained."""
-
-    def learner(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Learner:
-        """Puts a module and its trainable parameters to work."""
-
-
-# --- one Protocol per stage --------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -109,8 +56,8 @@ class Partition(Protocol):
 class Model(Protocol):
     """Loads a model."""
 
-    def load(self, seed: int) -> Base:
-        """The weights, once. The seed matters only to models whose weights are drawn at random."""
+    def load(self, seed: int, kept: Kept | None = None) -> Base:
+        """The weights, once, or those of a part alone. The seed matters only to models that are drawn at random."""
 
 
 @runtime_checkable
@@ -121,17 +68,36 @@ class Adapter(Protocol):
     def trains_base(self) -> bool:
         """Whether the model's own weights change, so that workers cannot share them."""
 
-    def attach(self, module: nn.Module) -> nn.Module:
-        """Makes the module trainable in place of, or besides, its own weights."""
+    def attach(self, module: nn.Module, names: Collection[str] | None = None) -> nn.Module:
+        """Makes the module trainable in place of, or besides, its own weights.
+
+        Args:
+            module: the model, or a part of it.
+            names: tensors of the state that this part has; None for all that the option gives to a whole model.
+        """
 
     def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """Trainable parameters by the name that they have in a State."""
+        """Parameters of the adapter by the name that they have in a State."""
 
     def initial(self, module: nn.Module, generator: torch.Generator) -> State:
-        """The state with which a federation starts."""
+        """All of the adapter's tensors as a federation starts with them."""
 
-    def axes(self, state: State) -> Axes:
-        """Names of the dimensions of the state's tensors."""
+    def is_fixed(self, name: str) -> bool:
+        """Whether a tensor never changes: each side makes it from the seed, and it is in no State that travels."""
+
+    def is_trained(self, name: str, round: int) -> bool:
+        """Whether clients train a tensor in a round."""
+
+    def axes(self, state: State, base: Axes) -> Axes:
+        """Names of the dimensions of the adapter's tensors, which follow those of the weights that they adapt."""
+
+
+@runtime_checkable
+class Fleet(Protocol):
+    """What devices there are."""
+
+    def devices(self, clients: Sequence[str], round: int, seed: int) -> dict[str, Device]:
+        """Client → what it has to work with in this round. Same arguments, same devices."""
 
 
 @runtime_checkable
@@ -141,8 +107,23 @@ class Extraction(Protocol):
     An option picks units of a named axis, and never sees a tensor.
     """
 
-    def keep(self, axis: str, units: int, round: int, client: str) -> Index | None:
-        """Units of the axis that this client gets in this round; None for all."""
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Kinds of the axes that are cut, such as `ffn` and `kv`; empty for none."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it has to be told how much each unit matters."""
+
+    def keep(self, choice: Choice) -> Index:
+        """Units of the axis that a client gets, ascending and without repetition; `num_kept` of them.
+
+        Raises:
+            ConfigError: with these numbers some units could never be picked by a rule that promises to reach all.
+        """
+
+    def steps(self, width: float) -> Steps:
+        """How the local steps of a client that holds `width` use what it holds."""
 
 
 @runtime_checkable
@@ -188,7 +169,7 @@ class Aggregation(Protocol):
         """An empty total."""
 
     def add(self, total: Any, update: Update) -> None:  # noqa: ANN401
-        """Folds one update into the total, in place. The order of the updates changes no bit of the result.
+        """Folds one update into the total, in place. Updates come in the order of the clients' names.
 
         Raises:
             ClientError: the update cannot be folded; the total is unchanged then.
@@ -245,17 +226,3 @@ class Federation(Protocol):
             run: a `fedgen.run.Run`, the folder that keeps everything.
             observe: is told of each thing as it happens.
         """
-
-
-@runtime_checkable
-class Transport(Protocol):
-    """How the round loop talks to devices."""
-
-    def nodes(self) -> list[str]:
-        """Names of the clients that can be asked now, sorted."""
-
-    def send(self, requests: Iterator[Request]) -> None:
-        """Hands requests over; the iterator is drawn on as devices become free, so that few payloads exist at once."""
-
-    def receive(self) -> Iterator[Reply]:
-        """Replies as they come, one for every request sent; every fault comes back as an error reply."""

@@ -4,6 +4,7 @@ Every function takes and returns a ``State`` (or fills one in place where it say
 only two operations of a ``Plan``.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -11,7 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedgen.types import Index, Plan, State
+from fedgen.types import Axes, Dim, Index, Kept, Plan, State
+
+MAX_RUNS = 32
+"""An index of at most so many stretches is copied stretch by stretch, at the speed of memory."""
 
 FRACTION_BITS = 36
 """Fixed-point sums count in units of 2**-36 (1.5e-11), finer than fp32 resolves any weight above 1e-4."""
@@ -82,26 +86,82 @@ def num_bytes(a: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in a.values())
 
 
-def plan_of(dims: Mapping[str, tuple[str | None, ...]], kept: Mapping[str, Index | None]) -> Plan:
+def plan_of(axes: Axes, kept: Kept) -> Plan:
     """Kept units per axis → kept positions per dimension of each tensor.
 
-    An axis that is absent from ``kept``, or kept as None, is kept whole.
+    An axis that is absent from ``kept`` is kept whole; a tensor whose layer is not kept is not in the plan.
 
-    >>> plan = plan_of({"lora_A": ("rank", None)}, {"rank": torch.tensor([0, 2])})
-    >>> plan["lora_A"][0].tolist(), plan["lora_A"][1]
-    ([0, 2], None)
+    >>> axes = Axes({"o": (None, Dim("kv.0", 2)), "lora_A": (Dim("rank"), None)}, {"kv.0": 3, "rank": 4})
+    >>> plan = plan_of(axes, {"kv.0": torch.tensor([0, 2])})
+    >>> plan["o"][1].tolist(), plan["lora_A"]
+    ([0, 1, 4, 5], (None, None))
     """
-    return {name: tuple(None if axis is None else kept.get(axis) for axis in axes) for name, axes in dims.items()}
+    present = {axis: set(kept[axis].tolist()) for axis, _ in axes.members.values() if axis in kept}
+    found: dict[Dim, Index] = {}
+    plan: Plan = {}
+    for name, dims in axes.dims.items():
+        axis, unit = axes.members.get(name, ("", 0))
+        if axis in present and unit not in present[axis]:
+            continue
+        for dim in dims:
+            # Tensors that lie on the same axis share one index, so that whoever looks at it does so once.
+            if dim is not None and dim.axis in kept and dim not in found:
+                found[dim] = positions(dim, kept[dim.axis], axes.units[dim.axis])
+        plan[name] = tuple(None if dim is None else found.get(dim) for dim in dims)
+    return plan
+
+
+def positions(dim: Dim, units: Index, num_units: int) -> Index:
+    """Positions along a dimension of the kept units, ascending.
+
+    >>> positions(Dim("kv", span=2, starts=(0, 6)), torch.tensor([0, 2]), 3).tolist()
+    [0, 1, 4, 5, 6, 7, 10, 11]
+    """
+    assert not len(units) or (int(units[0]) >= 0 and int(units[-1]) < num_units), f"{dim.axis}: units out of range"
+    starts = torch.tensor(dim.starts)[:, None, None]
+    return (starts + units[None, :, None] * dim.span + torch.arange(dim.span)).reshape(-1)
 
 
 def cut(state: State, plan: Plan) -> State:
-    """The part of the state that the plan names. A tensor that is kept whole is not copied.
+    """The part of the state that the plan names. What is one stretch, or whole, is a view and not copied.
 
     >>> state = {"w": torch.arange(6.0).reshape(2, 3)}
-    >>> cut(state, {"w": (None, torch.tensor([2, 0]))})["w"].tolist()
-    [[2.0, 0.0], [5.0, 3.0]]
+    >>> cut(state, {"w": (None, torch.tensor([0, 2]))})["w"].tolist()
+    [[0.0, 2.0], [3.0, 5.0]]
     """
-    return {name: state[name] if _whole(kept) else state[name][_grid(state[name], kept)] for name, kept in plan.items()}
+    runs = _Runs()
+    part: State = {}
+    for name, kept in plan.items():
+        tensor = state[name]
+        for dim, index in enumerate(kept):
+            if index is not None:
+                tensor = _pick(tensor, dim, index, runs(index))
+        part[name] = tensor
+    return part
+
+
+def extent(tensor: Tensor, kept: tuple[Index | None, ...]) -> list[int]:
+    """Shape of what is kept of a tensor.
+
+    >>> extent(torch.zeros(2, 3), (None, torch.tensor([0])))
+    [2, 1]
+    """
+    return [n if index is None else len(index) for n, index in zip(tensor.shape, kept, strict=True)]
+
+
+def overlap(tensor: Tensor, a: tuple[Index | None, ...], b: tuple[Index | None, ...] | None) -> list[int]:
+    """Shape of what two plans both keep of a tensor; noughts if one of them has none of it.
+
+    >>> overlap(torch.zeros(2, 3), (None, torch.tensor([0, 1])), (torch.tensor([1]), torch.tensor([1, 2])))
+    [1, 1]
+    """
+    if b is None:
+        return [0] * tensor.dim()
+    return [
+        n if x is None and y is None else len(x if y is None else y) if x is None or y is None  # type: ignore[arg-type]
+        else int(torch.isin(x, y).sum())
+        for n, x, y in zip(tensor.shape, a, b, strict=True)
+    ]  # fmt: skip
 
 
 def is_whole(plan: Plan) -> bool:
@@ -113,19 +173,23 @@ def is_whole(plan: Plan) -> bool:
     return all(_whole(kept) for kept in plan.values())
 
 
-def paste(plan: Plan, values: State, into: State) -> None:
-    """Adds the values to the positions that the plan names, in place.
+def paste(plan: Plan, values: State, into: State, weight: int | float = 1) -> None:
+    """Adds ``weight * values`` to the positions that the plan names, in place. No position may be named twice.
+
+    The values are scaled as they are added: no scaled copy of a tensor comes about.
 
     >>> into = {"w": torch.zeros(2, 3)}
-    >>> paste({"w": (None, torch.tensor([2, 0]))}, {"w": torch.ones(2, 2)}, into)
+    >>> paste({"w": (None, torch.tensor([0, 2]))}, {"w": torch.ones(2, 2)}, into)
     >>> into["w"].tolist()
     [[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]
+    >>> paste({"w": (torch.tensor([1]), None)}, {"w": torch.ones(1, 3)}, into, weight=0.5)
+    >>> into["w"].tolist()
+    [[1.0, 0.0, 1.0], [1.5, 0.5, 1.5]]
     """
+    runs = _Runs()
     for name, kept in plan.items():
-        if _whole(kept):
-            into[name] += values[name]
-        else:
-            into[name][_grid(into[name], kept)] += values[name]
+        cuts = [(dim, index) for dim, index in enumerate(kept) if index is not None]
+        _put(into[name], values[name], weight, cuts, runs)
 
 
 def fixed_point(values: State, weight: int) -> State:
@@ -170,9 +234,59 @@ def _whole(kept: tuple[Index | None, ...]) -> bool:
     return all(index is None for index in kept)
 
 
-def _grid(tensor: Tensor, kept: tuple[Index | None, ...]) -> tuple[Tensor, ...]:
-    """Open mesh of the kept positions, so that indexing takes the rows × columns block and not pairs."""
-    ranges = (torch.arange(n) if index is None else index for n, index in zip(tensor.shape, kept, strict=True))
-    return tuple(
-        positions.view([-1 if d == own else 1 for d in range(tensor.dim())]) for own, positions in enumerate(ranges)
-    )
+class _Runs:
+    """Stretches of consecutive positions of an index as (start, length); of each index once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, list[tuple[int, int]]] = {}
+
+    def __call__(self, index: Index) -> list[tuple[int, int]]:
+        found = self._found.get(id(index))
+        if found is None:
+            breaks = (torch.diff(index) != 1).nonzero().view(-1) + 1
+            edges = [0, *breaks.tolist(), len(index)]
+            found = [(int(index[a]), b - a) for a, b in itertools.pairwise(edges) if b > a]
+            self._found[id(index)] = found
+        return found
+
+
+def _pick(tensor: Tensor, dim: int, index: Index, runs: list[tuple[int, int]]) -> Tensor:
+    """The positions along one dimension: whole stretches where there are few, else one by one."""
+    if len(runs) > MAX_RUNS:
+        return tensor.index_select(dim, index)
+    if len(runs) == 1:
+        return tensor.narrow(dim, *runs[0])
+    shape = list(tensor.shape)
+    shape[dim] = len(index)
+    picked, begin = tensor.new_empty(shape), 0
+    for start, length in runs:
+        picked.narrow(dim, begin, length).copy_(tensor.narrow(dim, start, length))
+        begin += length
+    return picked
+
+
+def _put(target: Tensor, values: Tensor, weight: int | float, cuts: list[tuple[int, Index]], runs: _Runs) -> None:
+    """Adds weighted values to the crossing of the positions along several dimensions, in place."""
+    if not cuts:
+        target.add_(values, alpha=weight)
+        return
+    (dim, index), *rest = cuts
+    stretches = runs(index)
+    if len(stretches) <= MAX_RUNS:
+        begin = 0
+        for start, length in stretches:
+            _put(target.narrow(dim, start, length), values.narrow(dim, begin, length), weight, rest, runs)
+            begin += length
+    elif rest:
+        mesh = tuple(_open_mesh(target, dict(cuts)))
+        target[mesh] = target[mesh].add_(values, alpha=weight)
+    else:
+        target.index_add_(dim, index, values.to(target.dtype), alpha=weight)
+
+
+def _open_mesh(tensor: Tensor, cuts: Mapping[int, Index]) -> list[Tensor]:
+    """Positions of every dimension, shaped so that indexing takes the block where they cross and not pairs."""
+    return [
+        cuts.get(own, torch.arange(n)).view([-1 if d == own else 1 for d in range(tensor.dim())])
+        for own, n in enumerate(tensor.shape)
+    ]

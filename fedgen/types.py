@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -18,6 +18,12 @@ Plan = dict[str, tuple[Index | None, ...]]
 
 A tensor that is absent from the plan is not sent.
 """
+
+Kept = dict[str, Index]
+"""Units that are kept of each axis, ascending and without repetition; an axis that is absent is kept whole."""
+
+Scores = dict[str, Float[Tensor, " units"]]
+"""How much each unit of an axis matters to the model; larger is more. Axis → one number per unit."""
 
 Metrics = dict[str, float]
 
@@ -68,11 +74,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples to learn from and named splits to be measured on; the first split is the one followed every round."""
+    """Examples to learn from and to be measured on.
+
+    Attributes:
+        train: examples to learn from.
+        evaluation: named splits to be measured on; the first is the one followed every round.
+        description: what the data is, where it comes from and under which licence.
+        public: examples that anybody may see, in no split and with no owner; importance and the transfer gate are
+            measured on them.
+    """
 
     train: tuple[Example, ...]
     evaluation: Mapping[str, tuple[Example, ...]]
     description: str = ""
+    public: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,78 +118,111 @@ class Score:
     exact: bool
 
 
-# --- axes, updates and the wire ----------------------------------------------------------------------------------
+# --- axes, parts and updates ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """Where the units of an axis lie along one dimension of a tensor.
+
+    Unit u takes the positions ``start + u * span`` up to ``start + (u + 1) * span`` for every start.
+
+    Attributes:
+        axis: name of the axis.
+        span: consecutive positions per unit (an attention head spans head_dim rows).
+        starts: where runs of units begin; a fused query-key-value projection has three.
+    """
+
+    axis: str
+    span: int = 1
+    starts: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Names of the dimensions of every trainable tensor, and how many units each named axis has.
+    """Names of the dimensions of tensors, and how many units each named axis has.
+
+    What an axis is of stands before the dot in its name: `ffn.3` is the feed-forward width of layer 3.
 
     Attributes:
-        dims: tensor name → one axis name per dimension; None marks a dimension that is never cut.
-        units: axis name → number of units. A unit may span several positions (an attention head spans head_dim rows).
+        dims: tensor name → one Dim per dimension; None marks a dimension that is never cut.
+        units: axis name → number of units.
+        members: tensor name → (axis, unit) without which the tensor is not there: the layer that it belongs to.
+        closings: axis name → the weight that reads it and ends it: its inputs are the units.
+        input_first: weights whose first dimension is the input (GPT-2 stores them so).
     """
 
-    dims: Mapping[str, tuple[str | None, ...]]
+    dims: Mapping[str, tuple[Dim | None, ...]]
     units: Mapping[str, int]
+    members: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    closings: Mapping[str, str] = field(default_factory=dict)
+    input_first: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Payload:
-    """What crosses the wire: one packed array and the manifest that says what lies in it, in order.
+class Device:
+    """What a client has to work with in one round.
 
     Attributes:
-        manifest: (tensor name, dtype name, shape) of each tensor.
-        data: the bytes.
+        width: share of the units of every cut axis that fits on it; 0 if it takes no part.
+        has_base: it keeps the base model's checkpoint on its disk, so that only what is trained travels.
     """
 
-    manifest: tuple[tuple[str, str, tuple[int, ...]], ...]
-    data: UInt8[Tensor, " payload_bytes"]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that travel for the tensors."""
-        return self.data.numel()
+    width: float = 1.0
+    has_base: bool = True
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the server asks of one client in one round.
+class Part:
+    """How much of the model a client works with, and which units.
 
     Attributes:
+        width: share of the units of every cut axis.
+        kept: the units; axes of which it has everything are left out, so that of the whole model it is empty.
+    """
+
+    width: float = 1.0
+    kept: Kept = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the local steps of a client use the part that it holds.
+
+    Attributes:
+        widths: each step draws one of these, at most the part's own; empty if every step uses the whole part.
+        distill: a step with a smaller width also learns from the answers of the whole part.
+    """
+
+    widths: tuple[float, ...] = ()
+    distill: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an extraction chooses from: one axis, for one client, in one round.
+
+    Attributes:
+        axis: name of the axis.
+        units: number of its units.
+        num_kept: how many to keep.
         round: counted from 1.
         client: name of the client.
-        progress: how much of the run is over, from 0 in the first round to 1 in the last.
-        plan: which part of the state the payload holds.
-        payload: that part.
+        place: position of the client among all clients, from 0.
+        num_clients: number of all clients.
+        seed: of the run; randomness is derived from it.
+        scores: how much each unit matters; None for an extraction that does not ask.
     """
 
+    axis: str
+    units: int
+    num_kept: int
     round: int
     client: str
-    progress: float
-    plan: Plan
-    payload: Payload
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What comes back. Either a payload with the change, or an error in a word.
-
-    Attributes:
-        round: the round of the request that it answers.
-        client: name of the client.
-        payload: the change to the tensors of the request (deltas, not weights); None when the client failed.
-        num_examples: weight of the change.
-        metrics: numbers about the client's work (loss, seconds, bytes of memory).
-        error: why there is no payload; a fixed word, never text from the device.
-    """
-
-    round: int
-    client: str
-    payload: Payload | None = None
-    num_examples: int = 0
-    metrics: Metrics = field(default_factory=dict)
-    error: str = ""
+    place: int = 0
+    num_clients: int = 1
+    seed: int = 0
+    scores: Float[Tensor, " units"] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -127,5 +127,7 @@ def test_every_class_that_could_be_an_option_has_its_yaml(stage):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.ClassDef) and node.name.lower() == file.stem.replace("_", ""):
                 members = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                # A field answers a property of the Protocol as well as a method does.
+                members |= {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
                 found += [file.stem] if wanted <= members else []
     assert found == sorted(file.stem for file in OPTION_FILES if file.parent.name == stage)

@@ -1,5 +1,6 @@
 """All of the model's own weights are trained, in fp32. What is sent is as large as the model."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ class Full:
         """True: every worker needs its own copy of the weights."""
         return True
 
-    def attach(self, module: "nn.Module") -> "nn.Module":
+    def attach(self, module: "nn.Module", names: Collection[str] | None = None) -> "nn.Module":
         """Unfreezes everything."""
         return module.requires_grad_(True)
 
@@ -31,6 +32,14 @@ class Full:
         """The weights as they were loaded."""
         return {name: p.detach().clone() for name, p in self.parameters(module).items()}
 
-    def axes(self, state: State) -> Axes:
-        """No dimension is cut."""
-        return Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
+    def is_fixed(self, name: str) -> bool:
+        """No weight is."""
+        return False
+
+    def is_trained(self, name: str, round: int) -> bool:
+        """Every weight, in every round."""
+        return True
+
+    def axes(self, state: State, base: Axes) -> Axes:
+        """Those of the model."""
+        return base

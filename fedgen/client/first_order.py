@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from fedgen.errors import ClientError
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Encoded, Metrics
 
 
@@ -66,7 +66,8 @@ class FirstOrder:
         """Trains on shuffled passes over the examples.
 
         Returns:
-            loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through the model.
+            loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through the model; train_bytes:
+            memory of gradients and optimiser state.
 
         Raises:
             ClientError: `no_examples`, or `non_finite_loss` when a loss is NaN or infinite.
@@ -87,9 +88,15 @@ class FirstOrder:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimizer.step()
             num_tokens += sum(len(encoded.ids) for encoded in batch)
+        train_bytes = _num_bytes(optimizer)
         # A worker's learner goes on to the next client: gradients must neither stay in memory nor leak.
         optimizer.zero_grad()
-        return {"loss": sum(losses) / len(losses), "num_steps": float(len(losses)), "num_tokens": float(num_tokens)}
+        return {
+            "loss": sum(losses) / len(losses),
+            "num_steps": float(len(losses)),
+            "num_tokens": float(num_tokens),
+            "train_bytes": float(train_bytes),
+        }
 
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
@@ -110,3 +117,11 @@ class FirstOrder:
                 order = torch.randperm(len(examples), generator=generator).tolist()
             start = step % per_pass * size
             yield [examples[position] for position in order[start : start + size]]
+
+
+def _num_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the gradients and of the optimiser's own state."""
+    tensors = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    tensors += [value for value in kept if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -11,7 +11,7 @@ A row may also say its ``owner`` and its ``label``; other keys are ignored. All 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -32,11 +32,14 @@ class Jsonl:
             of its file without the ending.
         eval_fraction: share of each owner's rows that is held out for evaluation (at least one, where it has two).
         eval_path: a file or folder to measure on instead; then every row of ``path`` is trained on.
+        public: a file or folder of examples that anybody may see; they are neither trained nor measured on. Null has
+            none.
     """
 
     path: str
     eval_fraction: float = 0.1
     eval_path: str | None = None
+    public: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -69,18 +72,25 @@ class Jsonl:
         if self.eval_path is None:
             train, held_out = self._hold_out(examples, seed)
         else:
-            train, held_out = examples, _load(self.eval_path)
-            if _form(held_out[0]) != _form(train[0]):
-                raise DataError(
-                    f"{self.eval_path} has {_form(held_out[0])} rows and {self.path} has {_form(train[0])} rows; "
-                    "use one format for both"
-                )
+            train, held_out = examples, self._alike(self.eval_path, examples)
+        public = [] if self.public is None else self._alike(self.public, examples)
         num_owners = len({example.owner for example in examples})
         description = (
             f"User-provided examples in {_form(examples[0])} form: {len(train)} for training from {num_owners} owners, "
             f"{len(held_out)} for evaluation."
         )
-        return Dataset(tuple(train), {"held_out": tuple(held_out)}, description)
+        nobodys = tuple(replace(example, owner="") for example in public)
+        return Dataset(tuple(train), {"held_out": tuple(held_out)}, description, nobodys)
+
+    def _alike(self, path: str, examples: list[Example]) -> list[Example]:
+        """The examples of another path, if they have the format of these."""
+        others = _load(path)
+        if _form(others[0]) != _form(examples[0]):
+            raise DataError(
+                f"{path} has {_form(others[0])} rows and {self.path} has {_form(examples[0])} rows; use one format for "
+                "both"
+            )
+        return others
 
     def _hold_out(self, examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
         """Splits each owner's rows on its own, so that an owner's split does not depend on who else is there."""

@@ -48,6 +48,7 @@ class SmartHome:
         num_homes: homes that take part.
         num_train: training examples of each home.
         num_eval: examples of each evaluation split, shared equally by its homes (rounded down, but one at least).
+        num_public: examples that nobody owns, said in homes that take no other part, one for each language; 0 for none.
         intents: what can be asked for.
         intent_concentration: Dirichlet concentration of a home's mix of intents; small: each home asks for one thing.
         num_areas: rooms of each home.
@@ -62,6 +63,7 @@ class SmartHome:
     num_homes: int = 4
     num_train: int = 400
     num_eval: int = 200
+    num_public: int = 48
     intents: tuple[str, ...] = EIGHT_INTENTS
     intent_concentration: float = 0.5
     num_areas: int = 5
@@ -75,6 +77,8 @@ class SmartHome:
         for name in ("num_homes", "num_train", "num_eval", "num_areas", "num_devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_public < 0:
+            raise ValueError(f"num_public is {self.num_public}; it must be at least 0 (none)")
         if not self.intents or len(set(self.intents)) < len(self.intents):
             raise ValueError(f"intents is {list(self.intents)}; name at least one, and each once")
         if not self.intent_concentration > 0:
@@ -122,7 +126,7 @@ class SmartHome:
         per_home = max(1, self.num_eval // len(homes))
         per_new_home = max(1, self.num_eval // len(new_homes))
 
-        train, usual, unheard, elsewhere = [], [], [], []
+        train, usual, unheard, elsewhere, shown = [], [], [], [], []
         for home in homes:
             grammar, templates = grammars[home.language], known[home.language]
             speaker = Speaker(seed, grammar, home, self.intents, templates, self._draw_mix(home, seed))
@@ -131,15 +135,20 @@ class SmartHome:
             even = dict.fromkeys(held_out[home.language], 1.0)
             novel = replace(speaker, templates=held_out[home.language], mix=even)
             unheard.append(novel.evaluation("new_templates", per_home, unlike=templates))
-        for home in new_homes:
+        for i, home in enumerate(new_homes):
             templates = known[home.language]
             even = dict.fromkeys(templates, 1.0)
             speaker = Speaker(seed, grammars[home.language], home, self.intents, templates, even)
             elsewhere.append(speaker.evaluation("new_home", per_new_home))
+            open_home = self._draw_home(f"public-home-{i}", home.language, needed[home.language], seed)
+            # Divided so that together they are num_public, however many languages there are.
+            share = len(range(i, self.num_public, len(new_homes)))
+            shown.append(replace(speaker, home=open_home).public(share))
 
         splits = {"new_utterances": usual, "new_templates": unheard, "new_home": elsewhere}
         evaluation = {name: _in_turn(parts) for name, parts in splits.items() if any(parts)}
-        return Dataset(tuple(x for part in train for x in part), evaluation, self._describe(evaluation))
+        description = self._describe(evaluation)
+        return Dataset(tuple(x for part in train for x in part), evaluation, description, _in_turn(shown))
 
     def _draw_home(self, name: str, language: str, needed: Sequence[frozenset[str]], seed: int) -> Home:
         inventory = INVENTORIES[language]

@@ -5,7 +5,7 @@ Importing this module needs the packages of ``grammar``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from fedgen import seeds
@@ -51,6 +51,14 @@ class Speaker:
             return None if _reserved(self.seed, command.text) else self._example(command)
 
         return self._enough(self._draw("train", num_examples, learn), num_examples, "to train on")
+
+    def public(self, num_examples: int) -> list[Example]:
+        """Examples that nobody owns, not reserved for evaluation; fewer than asked for, if the home has less to say."""
+
+        def show(command: Command) -> Example | None:
+            return None if _reserved(self.seed, command.text) else replace(self._example(command), owner="")
+
+        return self._draw("public", num_examples, show)
 
     def evaluation(self, split: str, num_examples: int, unlike: Templates | None = None) -> list[Example]:
         """Examples that are reserved for evaluation, each with the other answers that hassil accepts.

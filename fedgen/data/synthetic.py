@@ -34,12 +34,14 @@ class Synthetic:
         num_owners: owners of training examples.
         num_train: training examples of each owner, all different.
         num_eval: examples of each evaluation split.
+        num_public: examples that nobody owns, drawn among the sentences that owners use; 0 for none.
         concentration: Dirichlet concentration of an owner's mix of verbs; small: each owner uses one verb.
     """
 
     num_owners: int = 4
     num_train: int = 64
     num_eval: int = 64
+    num_public: int = 48
     concentration: float = 1.0
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class Synthetic:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_train > MAX_EVAL * (RESERVED - 1):
             raise ValueError(f"num_train is {self.num_train}; the language has {MAX_EVAL * (RESERVED - 1)} sentences")
+        if not 0 <= self.num_public <= MAX_EVAL * (RESERVED - 1):
+            raise ValueError(f"num_public is {self.num_public}; it must lie between 0 and {MAX_EVAL * (RESERVED - 1)}")
         if self.num_eval > MAX_EVAL:
             raise ValueError(f"num_eval is {self.num_eval}; {MAX_EVAL} sentences are reserved for evaluation")
         if not self.concentration > 0:
@@ -66,11 +70,13 @@ class Synthetic:
         novel = _sentences(NEW_FORMS)
         Random(seeds.integer(seed, "synthetic", "new_templates")).shuffle(novel)
         train = [example for i in range(self.num_owners) for example in self._owned(f"owner-{i}", free, seed)]
+        public = Random(seeds.integer(seed, "synthetic", "public")).sample(free, self.num_public)
         return Dataset(
             tuple(train),
             {"new_utterances": tuple(reserved[: self.num_eval]), "new_templates": tuple(novel[: self.num_eval])},
             f"A synthetic command language (generated, no licence needed): {self.num_train} training examples for each "
             f"of {self.num_owners} owners, {self.num_eval} examples per evaluation split.",
+            tuple(public),
         )
 
     def _owned(self, owner: str, sentences: Sequence[Example], seed: int) -> list[Example]:

@@ -7,7 +7,7 @@ single teacher-forced pass decides. Other answers that are right as well are dec
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Example, Metrics
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Example, Metrics
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgen.export.card import write_card
-from fedgen.stages import Learner
+from fedgen.learner import Learner
 from fedgen.types import Card
 
 USAGE = """

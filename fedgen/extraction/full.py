@@ -5,13 +5,29 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 
 from dataclasses import dataclass
 
-from fedgen.types import Index
+import torch
+
+from fedgen.types import Choice, Index, Steps
 
 
 @dataclass(frozen=True)
 class Full:
     """The whole model for everybody."""
 
-    def keep(self, axis: str, units: int, round: int, client: str) -> Index | None:
-        """None: all units of every axis."""
-        return None
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """None: nothing is cut, whatever a device has to work with."""
+        return ()
+
+    @property
+    def needs_scores(self) -> bool:
+        """False."""
+        return False
+
+    def keep(self, choice: Choice) -> Index:
+        """All units."""
+        return torch.arange(choice.units)
+
+    def steps(self, width: float) -> Steps:
+        """Every step uses all."""
+        return Steps()

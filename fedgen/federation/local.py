@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 
 from fedgen import checkpoint, seeds
 from fedgen.checkpoint import Checkpoint
+from fedgen.device import answer
 from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
-from fedgen.rounds import Server, answer, serve
+from fedgen.gate import prepare
+from fedgen.learner import Base, Learner
+from fedgen.messages import Reply, Request
+from fedgen.parts import Ground
+from fedgen.rounds import Server, serve
 from fedgen.run import Run, lock
-from fedgen.stages import Base, Learner
-from fedgen.types import Dataset, Encoded, Example, Observer, Reply, Request
+from fedgen.types import Dataset, Encoded, Example, Observer
 from fedgen.workers import Workers
 
 
@@ -52,8 +56,9 @@ class Local:
             _note(run, facts)
             workers = Workers(experiment.learners(base, self._num_workers(experiment, shards)))
             try:
-                transport = LocalTransport(experiment, workers, shards)
-                serve(Server(experiment, run, transport, workers, dataset.evaluation, facts, observe))
+                gate = prepare(experiment, base, workers, dataset, sorted(shards))
+                transport = LocalTransport(gate.ground, workers, shards)
+                serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe))
             finally:
                 workers.close()
 
@@ -67,12 +72,12 @@ class LocalTransport:
     """Requests are answered by the learners of this process.
 
     Attributes:
-        experiment: what clients do.
+        ground: what clients do, and with what.
         workers: who does it.
         shards: client name → its examples.
     """
 
-    experiment: Experiment
+    ground: Ground
     workers: Workers
     shards: Mapping[str, Sequence[Example]]
     _encoded: dict[str, list[Encoded]] = field(default_factory=dict)
@@ -98,7 +103,7 @@ class LocalTransport:
             examples = self._encoded[request.client] = [e for e in learner.encode(shard) if e is not None]
         if shard and not examples:
             return Reply(request.round, request.client, error="no_answer_tokens")
-        reply = answer(self.experiment, request, learner, examples)
+        reply = answer(self.ground, request, learner, examples)
         reply.metrics["num_left_out"] = float(len(shard) - len(examples))
         return reply
 
@@ -116,9 +121,9 @@ def shards_of(experiment: Experiment, dataset: Dataset) -> dict[str, Sequence[Ex
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over every example of every split."""
+    """SHA-256 over every example of every split, and over those that are anybody's."""
     digest = hashlib.sha256()
-    for name, examples in (("train", dataset.train), *dataset.evaluation.items()):
+    for name, examples in (("train", dataset.train), *dataset.evaluation.items(), ("public", dataset.public)):
         digest.update(name.encode())
         for example in examples:
             digest.update(repr(example).encode())

@@ -1,11 +1,18 @@
 """Any decoder-only language model of transformers, from a hub, a folder or a file inside a package."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from fedgen import tree
 from fedgen.errors import ModelError
 from fedgen.model import source
-from fedgen.model.text import TextBase, check_family, quiet_libraries
+from fedgen.model.axes import axes_of
+from fedgen.model.mapped import map_weights
+from fedgen.model.part import shrink, skeleton
+from fedgen.model.shared import TextBase, check_family
+from fedgen.model.text import quiet_libraries
+from fedgen.types import Kept
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class CausalLM:
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; an example needs at least 2 tokens")
 
-    def load(self, seed: int) -> TextBase:
-        """Reads the weights once. The seed does not matter.
+    def load(self, seed: int, kept: Kept | None = None) -> TextBase:
+        """Reads the weights once, or just those of a part. The seed does not matter.
 
         Raises:
             ModelError: the model cannot be found or read, or is of a family that is not supported.
@@ -42,11 +49,12 @@ class CausalLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = source.folder_of(self.source)
-        dtype = self.resolved_dtype()
-        attention = ("eager" if dtype == "bfloat16" else "sdpa") if self.attention == "auto" else self.attention
+        if kept:
+            return self._load_part(folder, kept)
+        dtype, attention = getattr(torch, self.resolved_dtype()), self.resolved_attention()
         try:
             module = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True
+                folder, dtype=dtype, attn_implementation=attention, local_files_only=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
@@ -57,6 +65,35 @@ class CausalLM:
         base = TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
         check_family(base.learner(module, {}))
         return base
+
+    def _load_part(self, folder: Path, kept: Kept) -> TextBase:
+        """A smaller model whose weights are cut from the mapped file; the whole is never in memory."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        dtype: torch.dtype = getattr(torch, self.resolved_dtype())
+        attention = self.resolved_attention()
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
+        whole = skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention))
+        names = [name for name, _ in whole.named_parameters()]
+        mapped = map_weights(folder, names, str(whole.base_model_prefix))
+        plan = tree.plan_of(axes_of(whole), kept)
+        # One by one, so that no second copy of the part is ever there.
+        tensors = {name: tree.cut(mapped, {name: plan[name]})[name].to(dtype).contiguous() for name in plan}
+        module: Any = shrink(whole, tensors, kept)
+        if (folder / "generation_config.json").is_file():
+            module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
+
+    def resolved_attention(self) -> str:
+        """`eager` or `sdpa`; what `auto` stands for with this type of weights."""
+        if self.attention != "auto":
+            return self.attention
+        return "eager" if self.resolved_dtype() == "bfloat16" else "sdpa"
 
     def resolved_dtype(self) -> str:
         """`float32` or `bfloat16`; what `auto` stands for on this processor."""

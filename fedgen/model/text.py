@@ -1,47 +1,19 @@
-"""A decoder-only language model at work: shared weights (``TextBase``) and one learner per worker (``TextLearner``)."""
+"""A decoder-only language model at work, one for each worker; ``shared`` holds the weights that they have in common."""
 
-import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgen.errors import ModelError
+from fedgen.model.importance import measure_importance
 from fedgen.model.loss import mean_loss, token_losses
 from fedgen.model.packing import Packed, pack
-from fedgen.types import Encoded, Example, Prompt, Score, State
-
-
-@dataclass(frozen=True)
-class TextBase:
-    """Weights that all workers share.
-
-    Attributes:
-        module: the loaded model, frozen and in evaluation mode; never run itself, its replicas are.
-        tokenizer: its tokenizer.
-        fingerprint: SHA-256 of the weights, or of what they are made from.
-        max_length: longest example in tokens; the rest is cut off.
-    """
-
-    module: nn.Module
-    tokenizer: Any
-    fingerprint: str
-    max_length: int
-
-    def replica(self, *, private: bool) -> nn.Module:
-        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained."""
-        if private:
-            return copy.deepcopy(self.module).float()
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
-
-    def learner(self, module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> "TextLearner":
-        """Puts a module with its adapter to work."""
-        return TextLearner(module, self.tokenizer, dict(parameters), self.max_length)
+from fedgen.types import Encoded, Example, Prompt, Score, Scores, State
 
 
 @dataclass(frozen=True)
@@ -52,12 +24,14 @@ class TextLearner:
         module: stock transformers model, with PEFT on it if the adapter says so.
         tokenizer: its tokenizer.
         trainable: trainable parameters by name.
+        tensors: where the tensors of a state are loaded into, by name; trainable or not.
         max_length: longest example in tokens.
     """
 
     module: nn.Module
     tokenizer: Any
     trainable: dict[str, nn.Parameter]
+    tensors: State
     max_length: int
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -69,10 +43,9 @@ class TextLearner:
         return {name: parameter.detach().clone() for name, parameter in self.trainable.items()}
 
     def load(self, state: State) -> None:
-        """Copies the given tensors into the trainable parameters."""
-        with torch.no_grad():
-            for name, tensor in state.items():
-                self.trainable[name].copy_(tensor)
+        """Copies the given tensors into the model."""
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
         """Token ids of prompt and answer, the answer closed by the end-of-sequence token.
@@ -94,13 +67,13 @@ class TextLearner:
     def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
         """Mean loss per answer token; logits exist only where there is an answer."""
         packed = pack(batch)
-        return mean_loss(self._hidden(packed), self._head(), packed.targets)
+        return mean_loss(self.hidden(packed), self.head(), packed.targets)
 
     def score(self, batch: Sequence[Encoded]) -> list[Score]:
         """Loss and exactness of each example. An example's numbers do not depend on the batch beyond rounding."""
         packed = pack(batch)
         with torch.no_grad():
-            losses, right = token_losses(self._hidden(packed), self._head(), packed.targets)
+            losses, right = token_losses(self.hidden(packed), self.head(), packed.targets)
         counts = torch.bincount(packed.owners, minlength=len(batch)).tolist()
         return [
             Score(float(nll.double().sum()), len(nll), bool(ok.all()))
@@ -122,6 +95,11 @@ class TextLearner:
         answer: str = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return answer.strip()
 
+    def importance(self, batch: Sequence[Encoded]) -> Scores:
+        """How much each unit of every inner axis, and each layer, matters to this batch."""
+        packed = pack(batch)
+        return measure_importance(self.plain(), lambda: self.hidden(packed), packed.positions > 0)
+
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt)["input_ids"])
@@ -134,9 +112,9 @@ class TextLearner:
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
         return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
-    def _hidden(self, packed: Packed) -> Float[Tensor, "answers width"]:
+    def hidden(self, packed: Packed) -> Float[Tensor, "answers width"]:
         """Last hidden state of the tokens that predict an answer token."""
-        decoder = self._plain().get_decoder()
+        decoder = self.plain().get_decoder()
         dtype = decoder.get_input_embeddings().weight.dtype
         # Additive, because eager attention adds its mask; sdpa takes the same. One with 4 dimensions is used as it is.
         mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill_(~packed.visible, torch.finfo(dtype).min)
@@ -147,42 +125,15 @@ class TextLearner:
         picked: Tensor = states[packed.rows, packed.columns]
         return picked
 
-    def _head(self) -> Float[Tensor, "vocab width"]:
-        weight: Tensor = self._plain().get_output_embeddings().weight
+    def head(self) -> Float[Tensor, "vocab width"]:
+        """The matrix that makes logits of hidden states."""
+        weight: Tensor = self.plain().get_output_embeddings().weight
         return weight
 
-    def _plain(self) -> Any:  # noqa: ANN401 - a transformers model; its classes share no typed base with these methods
+    def plain(self) -> Any:  # noqa: ANN401 - a transformers model; its classes share no typed base with these methods
         """The transformers model under the adapter."""
         adapted: Any = self.module
-        return adapted.get_base_model() if "peft_config" in vars(self.module) else adapted
-
-
-def check_family(learner: TextLearner) -> None:
-    """Compares packed examples with plain forward passes, once per model.
-
-    Guards against families whose logits are more than ``head(hidden)`` (soft-capping, scaling, a bias) or whose
-    attention does not take the mask of a packed row.
-
-    Raises:
-        ModelError: the numbers differ.
-    """
-    size = len(learner.tokenizer)
-    samples = [Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)]
-    ours = learner.score(samples)
-    for sample, score in zip(samples, ours, strict=True):
-        ids: Int[Tensor, "1 length"] = torch.tensor([sample.ids])
-        with torch.no_grad():
-            logits = learner.module(input_ids=ids, use_cache=False).logits[0].float()
-        plain = torch.nn.functional.cross_entropy(
-            logits[sample.num_prompt - 1 : -1], ids[0, sample.num_prompt :], reduction="sum"
-        )
-        if abs(float(plain) - score.nll) > 0.02 * abs(float(plain)) + 0.02:
-            kind = type(learner.module).__name__
-            raise ModelError(
-                f"{kind} is not supported: packed examples give a loss of {score.nll:.4f}, a plain forward pass gives "
-                f"{float(plain):.4f}. Its logits are more than a linear head on the last hidden state, or its attention"
-                " ignores a four-dimensional mask"
-            )
+        return adapted.get_base_model() if "peft_type" in vars(self.module) else adapted
 
 
 def quiet_libraries() -> None:

@@ -1,11 +1,13 @@
-"""A two-layer Llama with random weights and one token per byte: everything real but the size. For tests and timing."""
+"""A small Llama with random weights and one token per byte, for tests, timing and training from nothing."""
 
 import hashlib
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from fedgen import seeds
-from fedgen.model.text import TextBase, quiet_libraries
+from fedgen.model.shared import TextBase
+from fedgen.model.text import quiet_libraries
+from fedgen.types import Kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,6 +29,7 @@ class Tiny:
         num_heads: number of query heads.
         num_kv_heads: number of key-value heads.
         max_length: longest example in tokens (bytes).
+        intermediate_size: width of the feed-forward layers; null takes 3 × hidden_size.
     """
 
     hidden_size: int = 64
@@ -34,10 +37,11 @@ class Tiny:
     num_heads: int = 4
     num_kv_heads: int = 2
     max_length: int = 256
+    intermediate_size: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses shapes that no Llama has."""
-        if min(astuple(self)) < 1:
+        if min(self._sizes()) < 1:
             raise ValueError(f"every size must be at least 1, got {self}")
         if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -45,8 +49,8 @@ class Tiny:
                 f"a multiple of num_kv_heads ({self.num_kv_heads})"
             )
 
-    def load(self, seed: int) -> TextBase:
-        """Draws the weights from the seed."""
+    def load(self, seed: int, kept: Kept | None = None) -> TextBase:
+        """Draws the weights from the seed, and cuts a part of them if one is asked for."""
         quiet_libraries()
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -54,7 +58,7 @@ class Tiny:
         tokenizer = _byte_tokenizer()
         config = LlamaConfig(
             hidden_size=self.hidden_size,
-            intermediate_size=3 * self.hidden_size,
+            intermediate_size=self.intermediate_size or 3 * self.hidden_size,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             num_key_value_heads=self.num_kv_heads,
@@ -72,8 +76,12 @@ class Tiny:
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
         module.requires_grad_(False).eval()
-        recipe = hashlib.sha256(f"tiny {astuple(self)} {seed}".encode()).hexdigest()
-        return TextBase(module, tokenizer, recipe, self.max_length)
+        recipe = hashlib.sha256(f"tiny {self._sizes()} {seed}".encode()).hexdigest()
+        return TextBase(module, tokenizer, recipe, self.max_length).part(kept or {})
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The sizes that are given; the weights follow from them and the seed."""
+        return tuple(size for size in astuple(self) if size is not None)
 
 
 def _byte_tokenizer() -> "PreTrainedTokenizerFast":

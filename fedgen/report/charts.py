@@ -60,6 +60,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A chart under its title.
+
+    Attributes:
+        title: what it shows.
+        chart: the drawing.
+        note: a half-sentence that tells how to read it.
+    """
+
+    title: str
+    chart: Chart
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Curve:
     """Values over rounds, with an optional band around them.
 

@@ -8,8 +8,8 @@ from statistics import mean, stdev
 
 from fedgen import disk
 from fedgen.report import series, text
-from fedgen.report.charts import Curve, curves, is_share
-from fedgen.report.page import Plot, render
+from fedgen.report.charts import Curve, Plot, curves, is_share
+from fedgen.report.page import render
 from fedgen.report.records import Number, Record, Records, expand, read
 from fedgen.report.series import Followed, Points
 from fedgen.report.summary import summary_of

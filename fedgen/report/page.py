@@ -2,33 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedgen import disk
-from fedgen.report import series, text
-from fedgen.report.charts import Chart, Curve, curves, is_share, spread, stack
+from fedgen.report import coverage, gate, series, text
+from fedgen.report.charts import Chart, Curve, Plot, curves, is_share, spread, stack
+from fedgen.report.devices import has_parts
 from fedgen.report.records import Number, Record, Records, finite, read
 from fedgen.report.series import SECONDS, Followed, Points
 from fedgen.report.summary import summary_of
 
 PAGE_FILE, SUMMARY_FILE = "report.html", "report.json"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A chart under its title.
-
-    Attributes:
-        title: what it shows.
-        chart: the drawing.
-        note: a half-sentence that tells how to read it.
-    """
-
-    title: str
-    chart: Chart
-    note: str = ""
 
 
 def write(folder: Path) -> Path:
@@ -58,7 +43,7 @@ def render(template: str, **values: object) -> bytes:
     environment = Environment(
         loader=PackageLoader("fedgen.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    for formatter in (text.number, text.num_bytes, text.seconds, text.words, text.clean):
+    for formatter in (text.number, text.percent, text.num_bytes, text.seconds, text.words, text.clean):
         environment.filters[formatter.__name__] = formatter
     # Names come from clients and may hold half of a surrogate pair, which has no UTF-8 form.
     return environment.get_template(template).render(values).encode("utf-8", "replace")
@@ -73,10 +58,19 @@ def _page(records: Records, summary: Record) -> bytes:
         run=summary,
         sentence=_sentence(summary),
         tiles=_tiles(summary),
-        plots={"learning": _learning(records), "clients": _spreads(records), "costs": _costs(records)},
+        plots={
+            "learning": _learning(records),
+            "clients": _spreads(records),
+            "coverage": coverage.plots(records),
+            "costs": _costs(records),
+        },
         measured=follow["metric"] if follow else "",
         clients=clients,
         owners=owners,
+        has_parts=has_parts(summary["device_classes"]),
+        gate_sentence=gate.sentence(summary["gate"]),
+        coverage_sentence=coverage.sentence(summary["coverage"]),
+        uncovered=coverage.uncovered(summary["coverage"]),
         incidents=_incidents(summary),
         parts=[part for part in SECONDS if any(row["seconds"][part] is not None for row in summary["history"])],
         splits=list(dict.fromkeys(row["split"] for row in summary["quality"])),
@@ -228,7 +222,7 @@ def _incidents(summary: Record) -> list[Record]:
         for entry in summary["refusals"]
     ]
     warned = [{"round": entry["round"], "text": entry["text"] or ""} for entry in summary["warnings"]]
-    return sorted(refused + warned, key=lambda entry: entry["round"])
+    return sorted(refused + gate.incidents(summary["gate"]) + warned, key=lambda entry: entry["round"])
 
 
 def _flat(value: Any, key: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value

@@ -107,6 +107,11 @@ def seconds(record: Record, part: str) -> Number | None:
     return finite(parts.get(part)) if isinstance(parts, Mapping) else None
 
 
+def known(values: Iterable[object]) -> list[Number]:
+    """Those of the values that are numbers."""
+    return [number for value in values if (number := finite(value)) is not None]
+
+
 def _by_client(records: Records, pick: Callable[[Record], object]) -> dict[str, Points]:
     values: dict[str, list[tuple[int, object]]] = {}
     for record in records.clients:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.report import series
+from fedgen.report.coverage import summary_of_coverage
+from fedgen.report.devices import device_classes
+from fedgen.report.gate import summary_of_gate
 from fedgen.report.records import Number, Record, Records, finite, plain, read
 from fedgen.report.series import SECONDS, Followed, Points
 from fedgen.report.text import natural
@@ -29,6 +32,15 @@ def summarise(folder: Path) -> dict[str, Any]:
         `clients`: one {client, num_examples, num_rounds, loss, bytes_down, bytes_up, seconds, peak_memory_bytes,
         refused: {word: count}} per client; `owners`: one {owner, before, after} per owner of examples, of the number
         that is followed;
+        `device_classes`: one {width, num_clients, num_turns, held_bytes, train_bytes, peak_memory_bytes, bytes_down,
+        base_bytes, bytes_up, seconds_compute, loss, loss_round} per share of the model that clients held, of which the
+        first three bytes are the largest, the others and the seconds means per turn, and the loss is the mean of
+        `loss_round`, the last round in which the class took part;
+        `coverage`: None if no round says what was held, else {round, held, never, groups: one {tensors, num_tensors,
+        held, never, never_max} per kind of tensors}, where `held` is the share of the clients' weight that held an
+        entry in that round and `never` the share of entries that nobody has held so far, both means over tensors;
+        `gate`: None without a transfer gate, else {round, limit, base_loss, plans: those of its last round, totals:
+        {decision: {num_plans, num_clients}} over the run, refusals};
         `refusals`, `warnings`, `conversations`: as they were recorded; `history`: one entry per round;
         `config`, `environment`. Numbers that are unknown or not finite are None.
 
@@ -69,6 +81,9 @@ def summary_of(records: Records) -> dict[str, Any]:
         },
         "clients": _clients(records),
         "owners": _owners(records, follow),
+        "device_classes": device_classes(records.clients),
+        "coverage": summary_of_coverage(records),
+        "gate": summary_of_gate(records),
         "refusals": [
             {"round": record["round"], "client": record["client"], "reason": str(record["refused"])}
             for record in records.clients
@@ -170,9 +185,9 @@ def _said(record: Mapping[str, Any], key: str) -> str | None:
 
 def _sum(values: Iterable[object]) -> Number | None:
     """The sum of the known values; None if none is known."""
-    known = [number for value in values if (number := finite(value)) is not None]
+    known = series.known(values)
     return sum(known) if known else None
 
 
 def _largest(values: Iterable[object]) -> Number | None:
-    return max((number for value in values if (number := finite(value)) is not None), default=None)
+    return max(series.known(values), default=None)

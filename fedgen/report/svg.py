@@ -41,13 +41,14 @@ def series(index: int) -> str:
     return _SERIES.format(index % NUM_COLOURS)
 
 
-def draw(paint: Callable[["Axes"], None], suffix: str, *, large: bool = False) -> str:
+def draw(paint: Callable[["Axes"], None], suffix: str, *, large: bool = False, grid: bool = True) -> str:
     """Draws a plot over rounds.
 
     Args:
         paint: puts the values onto the axes, in the colours of this module.
         suffix: the unit, which follows the numbers on the upright axis.
         large: draw for the whole width of a page instead of half of it.
+        grid: draw faint lines at the numbers of the upright axis.
 
     Returns:
         An svg element, safe to put into a page as it is.
@@ -65,18 +66,19 @@ def draw(paint: Callable[["Axes"], None], suffix: str, *, large: bool = False) -
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{suffix}"))
         axes.set_xlabel("round")
-        _calm(axes)
+        _calm(axes, grid)
         return _inline(figure)
 
 
-def _calm(axes: "Axes") -> None:
-    """Leaves one axis line and a faint horizontal grid."""
+def _calm(axes: "Axes", grid: bool) -> None:
+    """Leaves one axis line and, if it is wanted, a faint horizontal grid."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(colors=INK, length=0, pad=5)
     axes.xaxis.label.set_color(INK)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    if grid:
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.patch.set_visible(False)
     if axes.dataLim.x0 == axes.dataLim.x1:

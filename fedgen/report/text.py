@@ -26,6 +26,17 @@ def number(value: int | float | None) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def percent(share: int | float | None) -> str:
+    """A share of a whole, with three digits that count.
+
+    >>> percent(0.0625), percent(1.0), percent(0), percent(0.0001), percent(None)
+    ('6.25 %', '100 %', '0 %', '< 0.1 %', '–')
+    """
+    if share is None:
+        return MISSING
+    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.3g} %"
+
+
 def change(before: int | float | None, after: int | float | None) -> str:
     """The difference with its sign; empty if one side is unknown.
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import ClientError
-from fedgen.types import Payload, State
+from fedgen.messages import Payload
+from fedgen.types import State
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64}
 ALIGNMENT_BYTES = 64

@@ -6,8 +6,9 @@ import pytest
 
 from fedgen import seeds
 from fedgen.adapter.lora import Lora
+from fedgen.learner import Base, Learner
 from fedgen.model.tiny import Tiny
-from fedgen.stages import Adapter, Base, Learner
+from fedgen.stages import Adapter
 from fedgen.types import Encoded, Example
 
 WORDS = ("lamp", "fan", "heater", "blind", "radio", "pump", "valve", "oven")

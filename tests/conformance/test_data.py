@@ -55,7 +55,8 @@ def test_there_is_something_to_learn_and_something_to_be_measured_on(data):
 
 
 def test_every_example_has_a_question_and_an_answer(data):
-    for example in everything(load(data, 0)):
+    dataset = load(data, 0)
+    for example in (*everything(dataset), *dataset.public):
         assert example.text.strip()
         assert example.completion.strip()
         assert example.completion not in example.alternatives
@@ -63,6 +64,14 @@ def test_every_example_has_a_question_and_an_answer(data):
 
 def test_every_training_example_is_owned(data):
     assert all(example.owner for example in load(data, 0).train)
+
+
+def test_public_examples_are_nobodys_and_measured_on_by_no_split(data):
+    dataset = load(data, 0)
+    assert not any(example.owner for example in dataset.public)
+    public = {example.text for example in dataset.public}
+    for name, split in dataset.evaluation.items():
+        assert public.isdisjoint(example.text for example in split), name
 
 
 def test_same_seed_same_examples(data):

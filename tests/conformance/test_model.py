@@ -6,7 +6,8 @@ from functools import cache
 import pytest
 import torch
 
-from fedgen.stages import Base, Model
+from fedgen.learner import Base
+from fedgen.stages import Model
 from fedgen.types import Encoded, Example, Message
 from tests.conformance.options import build, disturb, options
 

@@ -39,6 +39,10 @@ def result(root):
     files["journal"] = [(l["kind"], l["round"], l.get("client"), l.get("loss"), l.get("evaluation")) for l in lines]
     return folder, files
 
+def num_rounds(root):
+    journals = [path.read_text() for path in root.glob("*/metrics.jsonl")] if root.exists() else []
+    return journals[0].count('"kind": "round"') + journals[0].count('"kind":"round"') if journals else 0
+
 work = pathlib.Path(sys.argv[1])
 began = time.monotonic()
 assert os.waitpid(begin(work / "unbroken", ["train", *ARGUMENTS]), 0)[1] == 0
@@ -47,8 +51,11 @@ _, expected = result(work / "unbroken")
 draw = random.Random(int(sys.argv[2]))
 told = []
 for number in range(5):
-    root, delay = work / f"killed-{number}", draw.uniform(0.02, 0.98) * whole
+    # A moment in a drawn round: waiting for the round itself keeps it there on a machine of any speed.
+    root, rounds, delay = work / f"killed-{number}", draw.randrange(5), draw.random() * whole / 20
     pid = begin(root, ["train", *ARGUMENTS])
+    while rounds and num_rounds(root) <= rounds:
+        time.sleep(0.002)
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
@@ -58,7 +65,7 @@ for number in range(5):
     last = sorted(path.name for path in found[0].glob("checkpoints/round-????")) if found else []
     again = ["resume", str(found[0])] if found else ["train", *ARGUMENTS]
     assert os.waitpid(begin(root, again), 0)[1] == 0
-    told.append({"delay": delay / whole, "killed": killed, "at": last[-1:], "equal": result(root)[1] == expected})
+    told.append({"after": rounds, "delay": delay / whole, "killed": killed, "at": last[-1:], "equal": result(root)[1] == expected})
 print(json.dumps(told))
 """
 

@@ -26,6 +26,7 @@ def test_both_end_with_the_same_weights(tmp_path):
                 "cohort_size=3",
                 "num_rounds=3",
                 "client.num_steps=3",
+                "aggregation=mean",
             ]
         )
     )

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from fedgen import tree
 from fedgen.aggregation.mean import Mean
 from fedgen.errors import ClientError
 from fedgen.types import Update
@@ -44,10 +45,32 @@ def test_momentum_accumulates_over_rounds():
 def test_order_of_arrival_changes_no_bit():
     generator = torch.Generator().manual_seed(0)
     updates = [(torch.randn(50, generator=generator).tolist(), n) for n in (1, 7, 3, 1000)]
-    results = [run(Mean(), {"w": torch.zeros(50)}, order)[0]["w"] for order in itertools.permutations(updates)]
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    option, start = Mean(momentum=0.9), {"w": torch.randn(50, generator=generator)}
+    results = [run(option, start, order) for order in itertools.permutations(updates)]
+    for state, server in results[1:]:
+        assert torch.equal(state["w"], results[0][0]["w"])
+        assert torch.equal(server["w"], results[0][1]["w"])
     exact = sum(torch.tensor(v, dtype=torch.float64) * n for v, n in updates) / 1011
-    assert torch.allclose(results[0].double(), exact, atol=1e-7)
+    assert torch.allclose(results[0][0]["w"].double(), start["w"].double() + exact, atol=1e-6)
+    assert torch.allclose(results[0][1]["w"].double(), exact, atol=1e-7)
+
+
+def test_order_of_arrival_changes_no_bit_of_a_mean_of_parts():
+    generator = torch.Generator().manual_seed(1)
+    start = {"a": torch.randn(4, 3, generator=generator), "b": torch.randn(5, generator=generator)}
+    rows = (None, torch.tensor([0, 2]), torch.tensor([3]), torch.tensor([1, 2, 3]))
+    plans = [{"a": (kept, None), "b": (None,)} for kept in rows]
+    updates = [
+        Update(plan, tree.cut({name: torch.randn(t.shape, generator=generator) for name, t in start.items()}, plan), n)
+        for plan, n in zip(plans, (1, 7, 3, 1000), strict=True)
+    ]
+    results = []
+    for order in itertools.permutations(updates):
+        total = Mean().zero(start)
+        for update in order:
+            Mean().add(total, update)
+        results.append(Mean().apply(start, {}, total)[0])
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in start)
 
 
 def test_no_update_changes_nothing():

@@ -17,6 +17,7 @@ def shown(what, width=160):
 
 def test_stages_come_in_the_order_in_which_data_flows():
     assert list(catalogue.defaults()) == [
+        "fleet",
         "data",
         "partition",
         "model",
@@ -63,7 +64,7 @@ def test_an_option_without_keys_says_so():
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("modle", r"no stage 'modle'; did you mean 'model'\?; stages: data, partition"),
+        ("modle", r"no stage 'modle'; did you mean 'model'\?; stages: fleet, data, partition"),
         ("model.tinny", r"model has no option 'tinny'; did you mean 'tiny'\?; it has causal_lm, tiny"),
     ],
 )

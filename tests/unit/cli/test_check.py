@@ -13,6 +13,7 @@ from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 
 TARGETS = {
+    "fleet": "fedgen.fleet.uniform.Uniform",
     "data": "fedgen.data.synthetic.Synthetic",
     "partition": "fedgen.partition.by_owner.ByOwner",
     "model": "fedgen.model.tiny.Tiny",

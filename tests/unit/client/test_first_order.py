@@ -33,7 +33,7 @@ class Line:
     def encode(self, examples):
         raise AssertionError("a client gets encoded examples")
 
-    score = generate = encode
+    score = generate = importance = encode
 
     def loss(self, batch):
         self.seen.append([encoded.ids[0] for encoded in batch])
@@ -55,7 +55,8 @@ def test_one_step_of_sgd_by_hand():
         line, examples(3), 0.0, generator()
     )
     assert line.parameter.item() == pytest.approx(0.6)
-    assert metrics == {"loss": 9.0, "num_steps": 1.0, "num_tokens": 2.0}
+    # One gradient of one fp32 number, and plain SGD keeps nothing.
+    assert metrics == {"loss": 9.0, "num_steps": 1.0, "num_tokens": 2.0, "train_bytes": 4.0}
 
 
 def test_gradients_are_clipped():

@@ -80,6 +80,19 @@ def test_an_evaluation_file_leaves_every_row_for_training(tmp_path):
         Jsonl(train, eval_path=talk).load(0)
 
 
+def test_public_examples_come_from_a_file_of_their_own_and_are_nobodys(tmp_path):
+    train = write(tmp_path / "train.jsonl", *[plain(i) for i in range(4)])
+    public = write(tmp_path / "public.jsonl", plain(8, owner="anna", label="x"), plain(9))
+    dataset = Jsonl(train, public=public).load(0)
+    assert dataset.public == (Example("question 8", "answer 8", "", "x"), Example("question 9", "answer 9"))
+    without = Jsonl(train).load(0)
+    assert without.public == ()
+    assert (without.train, without.evaluation) == (dataset.train, dataset.evaluation)
+    talk = write(tmp_path / "talk.jsonl", chat(("user", "q"), ("assistant", "a")))
+    with pytest.raises(DataError, match=r"talk.jsonl has chat rows and .*train.jsonl has plain rows"):
+        Jsonl(train, public=talk).load(0)
+
+
 def test_blank_lines_bom_windows_endings_and_odd_separators_are_no_trouble(tmp_path):
     file = tmp_path / "a.jsonl"
     rows = '\ufeff{"prompt": "p\u2028q", "completion": "é"}\r\n\r\n{"prompt": "r", "completion": "s"}\r\n\n'

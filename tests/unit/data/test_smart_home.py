@@ -130,6 +130,31 @@ def test_nothing_that_is_measured_was_trained_on_in_any_home(dataset):
         assert len(said) == len(set(said))
 
 
+def test_public_commands_are_said_in_a_home_that_takes_no_other_part(dataset):
+    assert len({example.text.casefold() for example in dataset.public}) == len(dataset.public) == 48
+    assert {example.owner for example in dataset.public} == {""}
+    assert {example.label for example in dataset.public} == set(SMALL.intents)  # asked for equally often
+    measured = {example.text.casefold() for split in dataset.evaluation.values() for example in split}
+    assert measured.isdisjoint(example.text.casefold() for example in dataset.public)
+    learnt = {example.completion for example in dataset.train}
+    assert sum(example.completion in learnt for example in dataset.public) < 0.5 * 48  # other rooms and devices
+
+
+def test_public_commands_change_no_other_example(dataset):
+    without = replace(SMALL, num_public=0).load(0)
+    assert without.public == ()
+    assert (without.train, without.evaluation) == (dataset.train, dataset.evaluation)
+
+
+def test_public_homes_share_the_examples_and_say_what_they_can():
+    both = SmartHome(num_homes=2, num_train=5, num_eval=4, num_public=7, languages=("en", "de")).load(0)
+    german = set(INVENTORIES["de"].areas + INVENTORIES["de"].floors)
+    assert len(both.public) == 7
+    assert any(any(word in example.text for word in german) for example in both.public)
+    few = SmartHome(num_homes=1, num_train=5, num_eval=4, num_public=5000, intents=("HassVacuumStart",)).load(0)
+    assert 10 < len(few.public) < 5000
+
+
 def test_templates_are_divided_by_their_texts():
     grammar = load_grammar("en")
     known, held_out = hold_out(grammar, EIGHT_INTENTS, 0.1, seed=0)
@@ -276,6 +301,7 @@ def test_checking_the_options_imports_neither_grammar_nor_recogniser():
         ({"num_homes": 0}, "num_homes is 0"),
         ({"num_train": -1}, "num_train is -1"),
         ({"num_eval": 0}, "num_eval is 0"),
+        ({"num_public": -1}, "num_public is -1"),
         ({"intents": ()}, "name at least one"),
         ({"intents": ("HassTurnOn", "HassTurnOn")}, "each once"),
         ({"intent_concentration": 0.0}, "intent_concentration is 0.0"),

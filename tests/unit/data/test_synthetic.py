@@ -49,6 +49,20 @@ def test_owners_differ_in_their_verbs_and_repeat_nothing():
     assert sum(count for _, count in tops) / (8 * 64) > 0.7
 
 
+def test_public_sentences_are_nobodys_all_different_and_never_measured_on():
+    dataset = Synthetic(num_eval=192).load(0)
+    assert len({example.prompt for example in dataset.public}) == len(dataset.public) == 48
+    assert all(example.owner == "" and example.completion == answer(example.prompt) for example in dataset.public)
+    measured = {example.prompt for split in dataset.evaluation.values() for example in split}
+    assert measured.isdisjoint(example.prompt for example in dataset.public)
+
+
+def test_public_sentences_change_no_other_example():
+    without = Synthetic(num_public=0).load(0)
+    assert without.public == ()
+    assert (without.train, without.evaluation) == (Synthetic().load(0).train, Synthetic().load(0).evaluation)
+
+
 def test_an_owner_with_more_examples_than_its_verbs_have_uses_the_others():
     own = Synthetic(num_owners=1, num_train=768, concentration=0.01).load(0).train
     assert len({example.prompt for example in own}) == 768
@@ -74,6 +88,7 @@ def test_a_prompt_ends_like_those_of_the_examples():
         ({"num_owners": 0}, "num_owners is 0"),
         ({"num_train": 769}, "num_train is 769; the language has 768"),
         ({"num_eval": 193}, "num_eval is 193; 192 sentences"),
+        ({"num_public": 769}, "num_public is 769; it must lie between 0 and 768"),
         ({"concentration": -1.0}, "concentration is -1.0"),
     ],
 )

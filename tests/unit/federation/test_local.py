@@ -21,6 +21,8 @@ from fedgen.export.adapter import Adapter
 from fedgen.export.merged import Merged
 from fedgen.extraction.full import Full as FullExtraction
 from fedgen.federation.local import Local, LocalTransport, fingerprint, finished, shards_of
+from fedgen.fleet.uniform import Uniform
+from fedgen.gate import prepare
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
@@ -32,6 +34,7 @@ QUICK = Experiment(
     name="quick",
     num_rounds=2,
     num_evaluated_per_round=16,
+    fleet=Uniform(),
     data=Synthetic(num_owners=4, num_train=16, num_eval=16),
     partition=ByOwner(),
     model=Tiny(hidden_size=16, num_heads=2, num_kv_heads=1),
@@ -181,8 +184,10 @@ def test_a_run_without_any_usable_update_stops_after_three_rounds_and_says_why(t
 
 
 def transport_for(experiment, dataset):
-    workers = Workers(experiment.learners(experiment.base(), 1))
-    return LocalTransport(experiment, workers, shards_of(experiment, dataset)), workers
+    base, shards = experiment.base(), shards_of(experiment, dataset)
+    workers = Workers(experiment.learners(base, 1))
+    gate = prepare(experiment, base, workers, dataset, sorted(shards))
+    return LocalTransport(gate.ground, workers, shards), workers, gate
 
 
 def test_examples_without_room_for_an_answer_are_left_out_and_told(tmp_path):
@@ -350,11 +355,11 @@ def one_round(root, spoil):
     """State after a round in which owner-0's replies are spoilt, and the journal."""
     experiment = dataclasses.replace(QUICK, num_rounds=1)
     dataset = experiment.data.load(0)
-    transport, workers = transport_for(experiment, dataset)
+    transport, workers, gate = transport_for(experiment, dataset)
     run = folders.create(root, "r", {"experiment.yaml": "", "environment.json": "{}"})
     facts = {"base": "", "data": "", "description": ""}
     rounds.serve(
-        rounds.Server(experiment, run, Hostile(transport, spoil), workers, dataset.evaluation, facts, lambda _: None)
+        rounds.Server(gate, run, Hostile(transport, spoil), workers, dataset.evaluation, facts, lambda _: None)
     )
     import hashlib
 

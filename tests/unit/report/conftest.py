@@ -52,6 +52,33 @@ def write_run(tmp_path):
 
 
 @pytest.fixture
+def run_in_parts(write_run):
+    """Two rounds of a narrow and a whole client: what was held, what it cost, and what the gate decided."""
+    narrow = {"width": 0.5, "held_bytes": 2 * 10**8, "train_bytes": 3 * 10**7, "base_bytes": 100}
+    whole = {"width": 1.0, "held_bytes": 4 * 10**8, "train_bytes": 6 * 10**7, "base_bytes": 0}
+    never = {"model.layers.0.mlp.up_proj.weight": 0.5, "model.layers.1.mlp.up_proj.weight": 0.25, "model.norm": 0.0}
+    gate = {
+        "limit": 1.0, "base_loss": 3.0,
+        "plans": [
+            {"width": 0.5, "loss": 3.5, "clients": 1, "decision": "kept", "to": None},
+            {"width": 0.25, "loss": 5.0, "clients": 2, "decision": "enlarged", "to": 0.5},
+            {"width": 0.125, "loss": 9.0, "clients": 3, "decision": "refused", "to": None},
+        ],
+    }  # fmt: skip
+    lines = [round_record(0, 0.0)]
+    for at in (1, 2):
+        coverage = {
+            "units": {"ffn": [1.0, 0.5] if at == 1 else [0.5, 1.0], "kv": [0.75, 0.75]},
+            "tensors": {name: {"held": 0.75, "never": share / at} for name, share in never.items()},
+        }
+        lines += [
+            client_record(at, "home-2", **narrow), client_record(at, "home-10", **whole),
+            round_record(at, 0.25 * at, coverage=coverage, **({"gate": gate} if at == 1 else {})),
+        ]  # fmt: skip
+    return write_run("parts", lines)
+
+
+@pytest.fixture
 def whole_run(write_run):
     """Two rounds, two homes, one refusal, and an end."""
     owners = {"home-2": {"exact_match": 0.25}, "home-10": {"exact_match": 0.75}}

@@ -101,6 +101,72 @@ def test_what_others_chose_is_shown_and_never_obeyed(write_run, records):
     assert any("<script>alert(2)</script>" in text for text in page.texts)
 
 
+def test_a_run_in_parts_shows_classes_gate_and_coverage(run_in_parts):
+    page = page_of(run_in_parts)
+    said = " ".join(page.texts)
+    assert "width clients turns weights held to train them peak memory down of it base up compute last loss" in said
+    assert "100 % 1 2 400 MB 60.0 MB 400 MB 500 B 0 B 250 B 2.0 s 1.500" in said
+    assert "50 % 1 2 200 MB 30.0 MB 400 MB 500 B 100 B 250 B 2.0 s 1.500" in said
+    assert "25 % 2 5.000 2.000 enlarged to 50 %" in said
+    assert "12.5 % 3 9.000 6.000 refused" in said
+    assert "1 the transfer gate refused width 12.5 % (3 clients)" in said
+    assert "feed-forward units held" in said
+    assert "attention heads held" in said
+    assert "entries nobody has trained yet" in said
+    # In round 2 0.25 and 0.125 of the two layers are left, and nothing of the third tensor.
+    assert "mlp.up_proj.weight 2 75 % 18.8 % 25 %" in said
+    assert "held by 75 % of the clients' weight, and 12.5 % of the entries had never been held" in said
+    assert page.names.count("svg") == 2 + 1 + 4 + 3
+
+
+def test_a_run_without_parts_says_nothing_about_them(whole_run):
+    said = page_of(whole_run).texts
+    assert not {"Device classes", "Transfer gate", "Coverage"} & set(said)
+
+
+def test_what_others_named_in_parts_is_shown_and_never_obeyed(write_run, records):
+    evil = "<script>alert(1)</script>\"'>&{{7*7}} $x$ \ud800\x1b[2J"
+    coverage = {
+        "units": {evil: [0.5, 1.0]},
+        "tensors": {f"{evil}.0.{evil}": {"held": 0.5, "never": 0.5}, evil: {"held": 0.5, "never": 0.25}},
+    }
+    gate = {"limit": 1, "base_loss": 1, "plans": [{"width": 0.5, "loss": 2, "clients": 1, "decision": evil, "to": 1}]}
+    turn = records[1](1, evil, width=0.5, held_bytes=evil, train_bytes=[evil], base_bytes={evil: evil})
+    page = page_of(write_run("evil", [turn, records[0](1, coverage=coverage, gate=gate)]))
+    assert "script" not in page.names
+    assert sum("<script>alert(1)</script>\"'>&{{7*7}} $x$" in text for text in page.texts) >= 4
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"coverage": 3, "gate": 4},
+        {"coverage": {"units": {"ffn": "x"}, "tensors": {"a": 1}}, "gate": {}},
+        {
+            "coverage": {"units": {"ffn": [None, float("nan"), -3, 10**400]}, "tensors": {"a": {}}},
+            "gate": {"plans": [{}]},
+        },
+        {"coverage": {"units": {"ffn": [1e99]}, "tensors": {"a": {"held": -1, "never": 1e99}}}},
+    ],
+)
+def test_parts_that_are_half_said(write_run, records, said):
+    page = page_of(write_run("half", [records[1](1, "a", width=None), records[0](1, **said)], num_rounds=1))
+    assert not any(word in text for text in page.texts for word in ("nan", "None", "inf "))
+
+
+def test_hundreds_of_rounds_in_parts_make_a_small_page(write_run, records):
+    def held(at, num_stretches=32):
+        return [((at + stretch) % num_stretches) / num_stretches for stretch in range(num_stretches)]
+
+    rounds = [
+        records[0](at, coverage={"units": dict.fromkeys(("ffn", "kv", "layer"), held(at)), "tensors": {}})
+        for at in range(1, 301)
+    ]
+    folder = write_run("long", rounds)
+    assert "layers held" in page_of(folder).texts
+    assert (folder / "report.html").stat().st_size < 10**6
+
+
 def test_no_round_yet(write_run):
     page = page_of(write_run("empty", [], num_rounds=3))
     assert "svg" not in page.names

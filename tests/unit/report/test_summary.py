@@ -48,6 +48,27 @@ def test_clients_and_owners(whole_run):
     assert summary["peak_memory_bytes"] == {"rounds": 10**9 + 2, "clients": 5 * 10**8}
 
 
+def test_a_run_in_parts(run_in_parts):
+    summary = summarise(run_in_parts)
+    assert [(row["width"], row["held_bytes"], row["base_bytes"]) for row in summary["device_classes"]] == [
+        (1.0, 4 * 10**8, 0), (0.5, 2 * 10**8, 100),
+    ]  # fmt: skip
+    assert (summary["coverage"]["round"], summary["coverage"]["held"], summary["coverage"]["never"]) == (2, 0.75, 0.125)
+    assert summary["coverage"]["groups"][0] == {
+        "tensors": "mlp.up_proj.weight", "num_tensors": 2, "held": 0.75, "never": 0.1875, "never_max": 0.25,
+    }  # fmt: skip
+    assert summary["gate"]["totals"]["enlarged"] == {"num_plans": 1, "num_clients": 2}
+    assert summary["gate"]["round"] == 1
+
+
+def test_a_run_without_parts(whole_run):
+    summary = summarise(whole_run)
+    assert summary["coverage"] is summary["gate"] is None
+    assert [(row["width"], row["num_turns"], row["held_bytes"]) for row in summary["device_classes"]] == [
+        (1.0, 4, None)
+    ]
+
+
 def test_best_is_lowest_where_lower_is_better(write_run, records):
     lines = [
         records[0](n, value, metric="loss", higher_is_better=False) for n, value in enumerate([3.0, 1.0, 2.0, 1.0])
@@ -77,16 +98,26 @@ values = st.recursive(
 )
 fields = ("loss", "seconds", "evaluation", "metric", "refused", "num_examples", "bytes_up", "peak_memory_bytes")
 numbers = st.dictionaries(st.sampled_from(["a", "owners"]), values, max_size=2)
+
+
+def named(entries):
+    return values | st.dictionaries(st.sampled_from(["a.0.w", "a.1.w", "ffn"]), entries, max_size=3)
+
+
+shares = values | st.fixed_dictionaries({"held": values, "never": values})
+plans = st.dictionaries(st.sampled_from(["width", "loss", "clients", "decision", "to"]), values)
 rounds = st.fixed_dictionaries(
     {"kind": st.just("round"), "round": st.integers(0, 5)},
     optional={
         **dict.fromkeys(fields, values),
         "evaluation": st.dictionaries(st.sampled_from("xy"), numbers, max_size=2),
+        "coverage": values | st.fixed_dictionaries({"units": named(values), "tensors": named(shares)}),
+        "gate": values | st.fixed_dictionaries({"limit": values, "plans": st.lists(plans | values, max_size=3)}),
     },
 )
 clients = st.fixed_dictionaries(
     {"kind": st.just("client"), "round": st.integers(0, 5), "client": st.text(max_size=3)},
-    optional=dict.fromkeys(fields, values),
+    optional=dict.fromkeys((*fields, "width", "held_bytes", "train_bytes", "base_bytes"), values),
 )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen.errors import ClientError
-from fedgen.types import Payload
+from fedgen.messages import Payload
 from fedgen.wire.dense import Dense
 
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)

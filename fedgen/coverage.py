@@ -1,0 +1,175 @@
+"""Which weights have been trained, and by how many: the auditor of a federation of parts.
+
+A window that rolls too slowly, a mix without wide devices, or two axes of a matrix that roll in phase leave weights
+that nobody ever trains, and no loss tells. What is counted are units of axes and, where both dimensions of a weight are
+cut, pairs of units.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fedgen.parts import Ground
+from fedgen.types import Kept, Part, Record
+
+NUM_STRETCHES = 32
+"""An axis is told in at most so many equal stretches."""
+
+MOST_TURNS = 20_000
+"""Turns of clients that are gone through beforehand; of larger runs, a few clients of every width are."""
+
+
+class Coverage:
+    """Counts what clients held, round by round. Belongs to the server's loop.
+
+    Attributes:
+        last: what every client held when it was last asked.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        units = ground.axes.units
+        kinds = ground.experiment.extraction.axes
+        self._units = {axis: number for axis, number in units.items() if axis.partition(".")[0] in kinds}
+        self._seen = {axis: torch.zeros(number, dtype=torch.bool) for axis, number in self._units.items()}
+        # What decides whether an entry of a tensor is held: the axes of its dimensions, and its layer.
+        self._place = {
+            name: (
+                tuple(dim.axis for dim in dims if dim is not None and dim.axis in self._units),
+                ground.axes.members.get(name) if "layer" in self._units else None,
+            )
+            for name, dims in ground.axes.dims.items()
+            if name not in ground.fixed
+        }
+        self._pairs = {
+            axes: torch.zeros(*(units[axis] for axis in axes), dtype=torch.bool)
+            for axes, _ in self._place.values()
+            if len(axes) == 2
+        }
+        self._held: list[tuple[Kept, int]] = []
+        self.last: dict[str, Part] = {}
+
+    def replay(self, lines: Sequence[Record]) -> None:
+        """Goes through what a journal says of earlier rounds; the parts follow from round, client and width."""
+        for line in lines:
+            if line["kind"] == "client":
+                part = self._ground.part(line["client"], line["round"], line["width"])
+                self.last[line["client"]] = part
+                if line["refused"] is None:
+                    self.add(part, line["num_examples"])
+        self._held.clear()
+
+    def add(self, part: Part, weight: int) -> None:
+        """Notes that a client of some weight held, and trained, a part."""
+        self._held.append((part.kept, weight))
+        for axis, seen in self._seen.items():
+            seen[_all_or(part.kept, axis)] = True
+        for axes, seen in self._pairs.items():
+            rows, columns = (_positions(part.kept, axis, self._units[axis]) for axis in axes)
+            seen[rows[:, None], columns] = True
+
+    def end_round(self) -> Record:
+        """What was held in the round that is over, as it stands in the journal; begins the next."""
+        held, self._held = self._held, []
+        total = sum(weight for _, weight in held)
+        if not self._units or not total:
+            return {}
+        mass = {axis: self._mass(axis, held) / total for axis in self._units}
+        shares = {place: self._shares(place, held, mass, total) for place in set(self._place.values())}
+        kinds = dict.fromkeys(axis.partition(".")[0] for axis in self._units)
+        return {
+            "units": {kind: _stretches([m for a, m in mass.items() if a.partition(".")[0] == kind]) for kind in kinds},
+            "tensors": {name: shares[place] for name, place in self._place.items()},
+        }
+
+    def never(self) -> dict[str, float]:
+        """Kind of axis → share of its units that nobody has held so far; of pairs where these are fewer."""
+        found: dict[str, list[float]] = {}
+        for axis, seen in self._seen.items():
+            found.setdefault(axis.partition(".")[0], []).append(1 - float(seen.double().mean()))
+        for axes, seen in self._pairs.items():
+            kinds = " × ".join(sorted(axis.partition(".")[0] for axis in axes))
+            found.setdefault(kinds, []).append(1 - float(seen.double().mean()))
+        return {kind: sum(shares) / len(shares) for kind, shares in found.items()}
+
+    def _mass(self, axis: str, held: Sequence[tuple[Kept, int]]) -> Tensor:
+        mass = torch.zeros(self._units[axis], dtype=torch.float64)
+        for kept, weight in held:
+            mass[_all_or(kept, axis)] += weight
+        return mass
+
+    def _shares(
+        self,
+        place: tuple[tuple[str, ...], tuple[str, int] | None],
+        held: Sequence[tuple[Kept, int]],
+        mass: Mapping[str, Tensor],
+        total: int,
+    ) -> dict[str, float]:
+        """Mean held mass share of the entries at a place, and the share of them that nobody has held in any round."""
+        axes, member = place
+        now, never = 0.0, 0.0
+        if member is not None:
+            now, never = float(mass["layer"][member[1]]), 1 - float(self._seen["layer"][member[1]])
+        elif len(axes) == 2:
+            now = sum(w * _share(k, axes[0], self._units) * _share(k, axes[1], self._units) for k, w in held) / total
+            never = 1 - float(self._pairs[axes].double().mean())
+        elif axes:
+            now, never = float(mass[axes[0]].mean()), 1 - float(self._seen[axes[0]].double().mean())
+        else:
+            now = 1.0
+        return {"held": round(now, 6), "never": round(never, 6)}
+
+
+def warn_of_gaps(ground: Ground) -> list[str]:
+    """What no client will ever hold in this run, by going through all of its rounds beforehand; one line per kind.
+
+    Raises:
+        ConfigError: the extraction finds that its rule cannot reach all units.
+    """
+    experiment, coverage = ground.experiment, Coverage(ground)
+    widest = 0.0
+    for number in range(1, experiment.num_rounds + 1):
+        devices = experiment.fleet.devices(ground.clients, number, experiment.seed)
+        asked = [client for client, device in devices.items() if device.width > 0]
+        if experiment.num_rounds * len(asked) > MOST_TURNS:
+            by_width: dict[float, list[str]] = {}
+            for client in asked:
+                by_width.setdefault(devices[client].width, []).append(client)
+            asked = [client for clients in by_width.values() for client in clients[:3]]
+        widest = max([widest, *(devices[client].width for client in asked)])
+        for client in asked:
+            coverage.add(ground.part(client, number, devices[client].width), 1)
+        gaps = {kind: share for kind, share in coverage.never().items() if share > 0}
+        if not gaps:
+            return []
+    shares = ", ".join(f"{share:.1%} of {kind}" for kind, share in gaps.items())
+    return [
+        f"{shares} will never be trained in this run: the widest device holds {widest:g} of every cut axis, and the "
+        "extraction does not bring it to the rest. Let some devices be wider, or choose an extraction that moves faster"
+    ]
+
+
+def _all_or(kept: Kept, axis: str) -> Tensor | slice:
+    return kept[axis] if axis in kept else slice(None)
+
+
+def _positions(kept: Kept, axis: str, units: int) -> Tensor:
+    return kept[axis] if axis in kept else torch.arange(units)
+
+
+def _share(kept: Kept, axis: str, units: Mapping[str, int]) -> float:
+    return len(kept[axis]) / units[axis] if axis in kept else 1.0
+
+
+def _stretches(masses: Sequence[Tensor]) -> list[float]:
+    """Mean mass of equal stretches of the axes, averaged over them."""
+    told = []
+    for mass in masses:
+        number = min(NUM_STRETCHES, len(mass))
+        edges = [len(mass) * at // number for at in range(number + 1)]
+        told.append([float(mass[a:b].mean()) for a, b in pairwise(edges)])
+    longest = max(map(len, told))
+    rows = [row for row in told if len(row) == longest]
+    return [round(sum(column) / len(column), 6) for column in zip(*rows, strict=True)]

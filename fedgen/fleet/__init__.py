@@ -1,0 +1,1 @@
+"""What devices there are. An option says of every client what it has to work with in a round."""

@@ -1,0 +1,136 @@
+"""A loaded decoder-only language model: weights that all workers share, and what is made of them."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from fedgen import tree
+from fedgen.errors import ModelError
+from fedgen.learner import Learner
+from fedgen.model import selfcheck
+from fedgen.model.axes import axes_of
+from fedgen.model.nested import NestedLearner, narrow
+from fedgen.model.part import rescale, shrink
+from fedgen.model.text import TextLearner
+from fedgen.model.window import open_windows
+from fedgen.types import Axes, Encoded, Kept, Plan, State
+
+
+@dataclass(frozen=True)
+class TextBase:
+    """Weights that all workers share.
+
+    Attributes:
+        module: the loaded model, frozen and in evaluation mode; never run itself, its replicas are.
+        tokenizer: its tokenizer.
+        fingerprint: SHA-256 of the weights, or of what they are made from.
+        max_length: longest example in tokens; the rest is cut off.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    fingerprint: str
+    max_length: int
+
+    @property
+    def axes(self) -> Axes:
+        """Names of the dimensions of all weights.
+
+        Raises:
+            ModelError: parts of this family are not known to be right.
+        """
+        axes = axes_of(self.module)
+        selfcheck.verify(self.module)
+        return axes
+
+    @property
+    def weights(self) -> State:
+        """All weights by name, shared; tied weights once."""
+        return {name: parameter.data for name, parameter in self.module.named_parameters()}
+
+    def part(self, kept: Kept) -> "TextBase":
+        """A smaller model of the kept units; what is not cut is shared."""
+        if not kept:
+            return self
+        part = tree.cut(self.weights, tree.plan_of(axes_of(self.module), kept))
+        # Products want rows that lie close together.
+        tensors = {name: tensor.contiguous() for name, tensor in part.items()}
+        return replace(self, module=shrink(self.module, tensors, kept))
+
+    def rescale(self, learner: Learner, axes: Axes, kept: Kept) -> None:
+        """Multiplies what a part's closing projections read by units / kept units, for as long as the learner lives."""
+        assert isinstance(learner, TextLearner)
+        rescale(learner.plain(), axes, kept)
+
+    def nested(
+        self, learner: Learner, plans: Sequence[tuple[Plan, Plan]], generator: torch.Generator, *, distill: bool
+    ) -> NestedLearner:
+        """A learner that draws a width for every loss.
+
+        Args:
+            learner: over all that a client holds; one of this class.
+            plans: for every narrower width, positions of the part's weights and of its adapter's tensors.
+            generator: draws the widths.
+            distill: the narrower ones learn from the widest besides.
+        """
+        assert isinstance(learner, TextLearner)
+        return NestedLearner(learner, tuple(narrow(learner, *pair) for pair in plans), distill, generator)
+
+    def replica(self, *, private: bool) -> nn.Module:
+        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained."""
+        if private:
+            return copy.deepcopy(self.module).float()
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+    def learner(
+        self, module: nn.Module, parameters: Mapping[str, nn.Parameter], window: Plan | None = None
+    ) -> "TextLearner":
+        """Puts a module with its adapter to work.
+
+        Args:
+            module: a replica with the adapter on.
+            parameters: the adapter's parameters by name; those that need a gradient are trained.
+            window: positions of them that are trained while the rest stays frozen; None trains all.
+
+        Raises:
+            ModelError: no window of such a tensor can be trained.
+        """
+        trained, loaded = dict(parameters), {name: parameter.data for name, parameter in parameters.items()}
+        if window is not None:
+            trained, loaded = open_windows(module, parameters, window)
+        trained = {name: parameter for name, parameter in trained.items() if parameter.requires_grad}
+        return TextLearner(module, self.tokenizer, trained, loaded, self.max_length)
+
+
+def check_family(learner: TextLearner) -> None:
+    """Compares packed examples with plain forward passes, once per model.
+
+    Guards against families whose logits are more than ``head(hidden)`` (soft-capping, scaling, a bias) or whose
+    attention does not take the mask of a packed row.
+
+    Raises:
+        ModelError: the numbers differ.
+    """
+    size = len(learner.tokenizer)
+    samples = [Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)]
+    ours = learner.score(samples)
+    for sample, score in zip(samples, ours, strict=True):
+        ids: Int[Tensor, "1 length"] = torch.tensor([sample.ids])
+        with torch.no_grad():
+            logits = learner.module(input_ids=ids, use_cache=False).logits[0].float()
+        plain = torch.nn.functional.cross_entropy(
+            logits[sample.num_prompt - 1 : -1], ids[0, sample.num_prompt :], reduction="sum"
+        )
+        if abs(float(plain) - score.nll) > 0.02 * abs(float(plain)) + 0.02:
+            kind = type(learner.module).__name__
+            raise ModelError(
+                f"{kind} is not supported: packed examples give a loss of {score.nll:.4f}, a plain forward pass gives "
+                f"{float(plain):.4f}. Its logits are more than a linear head on the last hidden state, or its attention"
+                " ignores a four-dimensional mask"
+            )

@@ -1,0 +1,108 @@
+"""Trains a window of a weight while the rest of it stays frozen: the device holds the whole model and trains a part.
+
+The window is a matrix of its own that begins at zero, is added where it belongs, and ends as the change that is sent.
+So gradients and optimiser state exist for the window alone, and no full gradient is ever made.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedgen.errors import ModelError
+from fedgen.types import Index, Plan, State
+
+
+class Window(nn.Module):
+    """A projection of which only the crossing of some outputs and some inputs is trained.
+
+    Args:
+        projection: the whole of it, which is frozen; a linear layer, or GPT-2's, whose weight has the inputs first.
+        outputs: positions of the trained outputs; None for all.
+        inputs: positions of the trained inputs; None for all.
+    """
+
+    def __init__(self, projection: nn.Module, outputs: Index | None, inputs: Index | None) -> None:
+        super().__init__()
+        whole: Any = projection
+        self.projection = projection
+        whole.weight.requires_grad_(False)
+        self.input_first = type(projection).__name__ == "Conv1D"
+        num_inputs, num_outputs = whole.weight.shape if self.input_first else whole.weight.shape[::-1]
+        rows = num_outputs if outputs is None else len(outputs)
+        columns = num_inputs if inputs is None else len(inputs)
+        shape = (columns, rows) if self.input_first else (rows, columns)
+        self.change = nn.Parameter(torch.zeros(shape, dtype=whole.weight.dtype))
+        # The bias of a closing projection lies on no axis: it is trained as a whole, as it is.
+        on_axis = whole.bias is not None and outputs is not None
+        self.bias_change = nn.Parameter(torch.zeros(rows, dtype=whole.weight.dtype)) if on_axis else None
+        if on_axis:
+            whole.bias.requires_grad_(False)
+        self.register_buffer("outputs", outputs, persistent=False)
+        self.register_buffer("inputs", inputs, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight; PEFT asks for its type."""
+        weight: Any = self.projection.weight
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the whole projection gives, and what the window adds to it."""
+        frozen: Tensor = self.projection(x)
+        seen = x if self.inputs is None else x.index_select(-1, self.inputs)  # type: ignore[arg-type]
+        change = functional.linear(seen, self.change.T if self.input_first else self.change, self.bias_change)
+        return frozen + change if self.outputs is None else frozen.index_add(-1, self.outputs, change)  # type: ignore[arg-type]
+
+
+def open_windows(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], plan: Plan
+) -> tuple[dict[str, nn.Parameter], State]:
+    """Puts windows into a module in place of the projections of which the plan trains a part.
+
+    Args:
+        module: the whole model with its adapter on; changed in place.
+        parameters: its adapter's parameters by name.
+        plan: which positions are trained.
+
+    Returns:
+        The trained parameters by name, in the shapes of the plan; and the whole tensors by name, to load a state into.
+
+    Raises:
+        ModelError: something else than a projection is cut.
+    """
+    whole = {name: parameter.data for name, parameter in parameters.items()}
+    places = {id(parameter): place for place, parameter in module.named_parameters()}
+    trained: dict[str, nn.Parameter] = {}
+    opened: dict[str, Window] = {}
+    for name, parameter in parameters.items():
+        kept = plan.get(name)
+        if kept is None:
+            parameter.requires_grad_(False)
+        elif all(index is None for index in kept):
+            trained[name] = parameter
+        else:
+            path, _, leaf = places[id(parameter)].rpartition(".")
+            if path not in opened:
+                opened[path] = _window(module, path, parameter, kept, leaf)
+            window = opened[path]
+            change = window.change if leaf == "weight" else window.bias_change
+            assert change is not None
+            trained[name] = change
+    return trained, whole
+
+
+def _window(module: nn.Module, path: str, parameter: nn.Parameter, kept: tuple[Index | None, ...], leaf: str) -> Window:
+    projection = module.get_submodule(path)
+    if type(projection).__name__ not in ("Linear", "Conv1D") or leaf != "weight" or parameter.dim() != 2:
+        raise ModelError(
+            f"{path} is a {type(projection).__name__}, of which no window can be trained; with extraction_mode=window, "
+            "extraction.axes may hold ffn and kv"
+        )
+    first, second = kept
+    outputs, inputs = (second, first) if type(projection).__name__ == "Conv1D" else (first, second)
+    window = Window(projection, outputs, inputs)
+    module.get_submodule(path.rpartition(".")[0]).register_module(path.rpartition(".")[2], window)
+    return window

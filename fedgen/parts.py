@@ -1,0 +1,172 @@
+"""The part of a model that a client gets: which units, which tensors, how many bytes.
+
+Everything is derived from a few numbers (strategy, seed, round, client, width), so both sides of a federation find the
+same part. Nothing here depends on what kind of model it is.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedgen import seeds, tree
+from fedgen.experiment import Experiment
+from fedgen.learner import Base, Learner
+from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Scores, State, Steps
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every side of a federation knows before its first round.
+
+    Attributes:
+        experiment: what to do.
+        base: the model.
+        base_axes: names of the dimensions of its weights; of none if no part is ever made.
+        axes: the same of the state's tensors and of those that never travel.
+        fixed: the adapter's tensors that never change.
+        clients: names of all clients, sorted.
+        scores: how much each unit matters; empty unless the extraction asks.
+    """
+
+    experiment: Experiment
+    base: Base
+    base_axes: Axes
+    axes: Axes
+    fixed: State
+    clients: tuple[str, ...] = ()
+    scores: Scores | None = None
+
+    @property
+    def makes_parts(self) -> bool:
+        """Whether any client may get less than the whole."""
+        return bool(self.experiment.extraction.axes)
+
+    def part(self, client: str, round: int, width: float) -> Part:
+        """What a client of some width gets in a round."""
+        extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
+        for axis, units in self.axes.units.items():
+            num_kept = units_of(width, units)
+            if axis.partition(".")[0] in extraction.axes and num_kept < units:
+                scores = None if self.scores is None else self.scores.get(axis)
+                seed, among = self.experiment.seed, len(self.clients)
+                index = extraction.keep(Choice(axis, units, num_kept, round, client, place, among, seed, scores))
+                if len(index) < units:
+                    kept[axis] = index
+        return Part(width, kept)
+
+    def sent(self, part: Part) -> Plan:
+        """What goes to the client: its part of the state, or all of it for a window."""
+        cut = part.kept if self.experiment.extraction_mode == "cut" else {}
+        plan = tree.plan_of(self.axes, cut)
+        return {name: positions for name, positions in plan.items() if name not in self.fixed}
+
+    def returned(self, part: Part, round: int) -> Plan:
+        """What comes back: what the client trains of its part in this round."""
+        adapter = self.experiment.adapter
+        plan = tree.plan_of(self.axes, part.kept)
+        return {name: positions for name, positions in plan.items() if adapter.is_trained(name, round)}
+
+    def is_plain(self, part: Part, round: int) -> bool:
+        """Whether a client works with the whole model and trains all that travels: any learner will do."""
+        adapter = self.experiment.adapter
+        return not part.kept and all(
+            adapter.is_trained(name, round) for name in self.axes.dims if name not in self.fixed
+        )
+
+    def learner(self, part: Part, round: int, client: str) -> Learner:
+        """A learner over a client's part, with the tensors that never travel in it."""
+        experiment, adapter, kept = self.experiment, self.experiment.adapter, part.kept
+        window = experiment.extraction_mode == "window"
+        plan = tree.plan_of(self.axes, {} if window else kept)
+        base = self.base if window else self.base.part(kept)
+        module = adapter.attach(base.replica(private=adapter.trains_base), plan.keys())
+        parameters = adapter.parameters(module)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(adapter.is_trained(name, round))
+            if tree.extent(parameter, plan[name]) != list(parameter.shape):
+                # The model's own axes are cut already; the rank is the adapter's.
+                parameter.data = parameter.data.new_zeros(tree.extent(parameter, plan[name]))
+        learner = base.learner(module, parameters, self.returned(part, round) if window else None)
+        learner.load(tree.cut(self.fixed, {name: plan[name] for name in self.fixed if name in plan}))
+        if experiment.scale_parts and not window:
+            base.rescale(learner, self.base_axes, kept)
+        steps = experiment.extraction.steps(part.width)
+        return self._nested(base, learner, steps, part, round, client) if steps.widths and not window else learner
+
+    def _nested(self, base: Base, learner: Learner, steps: Steps, part: Part, round: int, client: str) -> Learner:
+        """A learner that draws one of several widths for each of its steps."""
+        part_axes = base.axes
+        state: State = dict(self.experiment.adapter.parameters(learner.module))
+        axes = self.experiment.adapter.axes(state, part_axes)
+        plans = []
+        for width in steps.widths:
+            kept = self.part(client, round, width).kept
+            # Units of the part, not of the whole: where each kept one stands among those that the client holds.
+            local = {a: torch.searchsorted(part.kept[a], i) if a in part.kept else i for a, i in kept.items()}
+            plans.append((tree.plan_of(part_axes, local), tree.plan_of(axes, local)))
+        generator = seeds.derive(self.experiment.seed, "widths", round, client)
+        return base.nested(learner, plans, generator, distill=steps.distill)
+
+    def base_bytes(self, part: Part, before: Part | None) -> int:
+        """Bytes of the base's slices that a device without the checkpoint needs and does not hold yet.
+
+        Args:
+            part: what it gets now.
+            before: what it got when it was last asked; None if it holds nothing.
+        """
+        window = self.experiment.extraction_mode == "window"
+        if self.experiment.adapter.trains_base or (window and before is not None):
+            return 0
+        now = tree.plan_of(self.base_axes, {} if window else part.kept)
+        held = {} if before is None else tree.plan_of(self.base_axes, before.kept)
+        weights = self.base.weights
+        return sum(
+            (math.prod(tree.extent(weights[name], plan)) - math.prod(tree.overlap(weights[name], plan, held.get(name))))
+            * weights[name].element_size()
+            for name, plan in now.items()
+        )
+
+
+def ground_of(
+    experiment: Experiment, base: Base, learner: Learner, clients: Sequence[str], scores: Scores | None
+) -> Ground:
+    """What is known before the first round.
+
+    Args:
+        experiment: what to do.
+        base: the model.
+        learner: one over the whole of it.
+        clients: names of all clients.
+        scores: how much each unit matters, if the extraction asks.
+
+    Raises:
+        ModelError: parts are to be made of a model that is not known well enough.
+    """
+    fixed = experiment.fixed_tensors(learner)
+    state = {**fixed, **experiment.initial_state(learner)}
+    if experiment.extraction.axes:
+        base_axes = base.axes
+        axes = experiment.adapter.axes(state, base_axes)
+    else:
+        # No dimension is ever cut, so none needs a name; models of any family can be used whole.
+        base_axes = Axes({}, {})
+        axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
+    return Ground(experiment, base, base_axes, axes, fixed, tuple(sorted(clients)), scores)
+
+
+def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:
+    """How much each unit of the model that a learner holds matters to some examples: the mean over batches."""
+    found = [learner.importance(batch) for batch in batches]
+    return {axis: torch.stack([scores[axis] for scores in found]).mean(0) for axis in found[0]}
+
+
+def units_of(width: float, units: int) -> int:
+    """How many units of an axis a share of it is: rounded up, as HeteroFL and FedRolex do, and at least one.
+
+    >>> units_of(0.5, 3), units_of(0.1, 30), units_of(0.01, 8)
+    (2, 3, 1)
+    """
+    # What a product of floats has too much must not count as a unit.
+    return max(1, math.ceil(width * units - 1e-9))

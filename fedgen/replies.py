@@ -1,0 +1,140 @@
+"""What comes back in a round: each reply is checked as it comes and folded in turn; nothing in it can stop the run."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgen import records, tree
+from fedgen.coverage import Coverage
+from fedgen.errors import ClientError
+from fedgen.messages import Payload, Reply
+from fedgen.parts import Ground
+from fedgen.turns import Turns
+from fedgen.types import Observer, Part, Plan, Record, State, Update
+
+MAX_EXAMPLES = 2**31
+"""No device holds more; sums of weights stay far from overflow."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was noted when a request went out.
+
+    Attributes:
+        when: seconds, from any start.
+        bytes_down: of all that travelled.
+        base_bytes: of these, slices of the base model.
+        seconds_encode: spent on packing.
+    """
+
+    when: float
+    bytes_down: int
+    base_bytes: int
+    seconds_encode: float
+
+
+class Replies:
+    """Takes the replies of one round.
+
+    Attributes:
+        sent: requests that wait for their reply; the sender fills it.
+        lines: one for every reply that was waited for.
+        warnings: what else there is to tell.
+        total: of the aggregation; complete after `close`.
+    """
+
+    def __init__(
+        self, ground: Ground, state: State, round: int, parts: Mapping[str, Part], coverage: Coverage, folder: Path
+    ) -> None:
+        self.sent: dict[str, Sent] = {}
+        self.lines: list[Record] = []
+        self.warnings: list[Record] = []
+        self.total: Any = ground.experiment.aggregation.zero(state)
+        self._ground, self._state, self._round, self._parts = ground, state, round, parts
+        self._coverage = coverage
+        self._turns = Turns(sorted(parts), folder)
+        self._by_client: dict[str, Record] = {}
+
+    def take(self, reply: Reply, observe: Observer) -> None:
+        """Checks a reply, tells of it, and folds it and those that waited for it if it is its turn."""
+        if reply.client not in self.sent:
+            # Nobody asked this one, or it has answered already: whatever it says is left aside.
+            text = "a reply came that nobody waits for, and was left aside"
+            self.warnings.append(records.warning(self._round, text))
+            return
+        sent = self.sent.pop(reply.client)
+        arrived, refused, payload, seconds_wire = time.perf_counter(), None, reply.payload, 0.0
+        try:
+            seconds_wire = self._check(reply)
+        except ClientError as error:
+            refused, payload = error.reason, None
+        part = self._parts[reply.client]
+        line = records.client(reply, refused, arrived - sent.when, sent.bytes_down, sent.seconds_encode + seconds_wire)
+        line |= {"width": part.width, "base_bytes": sent.base_bytes}
+        self.lines.append(line)
+        self._by_client[reply.client] = line
+        observe(line)
+        for client, due in self._turns.arrive(reply.client, payload):
+            self._fold(client, due)
+
+    def close(self) -> None:
+        """Folds what still waits for clients that never answered."""
+        for client, due in self._turns.rest():
+            self._fold(client, due)
+        self._turns.close()
+        self.lines.sort(key=lambda line: str(line["client"]))
+
+    def _fold(self, client: str, payload: Payload) -> None:
+        line, part = self._by_client[client], self._parts[client]
+        tensors = self._ground.experiment.wire.decode(payload)
+        update = Update(self._ground.returned(part, self._round), tensors, line["num_examples"])
+        try:
+            self._ground.experiment.aggregation.add(self.total, update)
+        except ClientError as error:
+            line["refused"] = error.reason
+            self.warnings.append(records.warning(self._round, f"the update of {client} was refused: {error.reason}"))
+            return
+        self._coverage.add(part, line["num_examples"])
+
+    def _check(self, reply: Reply) -> float:
+        """Seconds of unpacking a reply.
+
+        Raises:
+            ClientError: with the reason why this reply does not count.
+        """
+        if reply.payload is None:
+            raise ClientError(reply.error or "failed")
+        if reply.round != self._round:
+            raise ClientError("stale")
+        began = time.perf_counter()
+        try:
+            tensors = self._ground.experiment.wire.decode(reply.payload)
+        except ClientError:
+            raise
+        except Exception as error:
+            raise ClientError("malformed") from error
+        check_shapes(tensors, self._ground.returned(self._parts[reply.client], self._round), self._state)
+        if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
+            raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
+        if not all(math.isfinite(value) for value in (tree.largest(tensors), *reply.metrics.values())):
+            raise ClientError("non_finite")
+        return time.perf_counter() - began
+
+
+def check_shapes(tensors: State, plan: Plan, whole: State) -> None:
+    """Compares tensors with the plan that they should follow.
+
+    Raises:
+        ClientError: `names`, `shape` or `dtype`.
+    """
+    if tensors.keys() != plan.keys():
+        raise ClientError("names", "a reply must hold the tensors of its plan")
+    for name, tensor in tensors.items():
+        wanted = tree.extent(whole[name], plan[name])
+        if list(tensor.shape) != wanted:
+            raise ClientError("shape", f"{name} is {list(tensor.shape)}, not {wanted}")
+        if tensor.dtype != whole[name].dtype:
+            raise ClientError("dtype", f"{name} is {tensor.dtype}, not {whole[name].dtype}")

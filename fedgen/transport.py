@@ -1,0 +1,20 @@
+"""How the round loop talks to devices. Drivers differ in their transport and in nothing else."""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from fedgen.messages import Reply, Request
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """How the round loop talks to devices."""
+
+    def nodes(self) -> list[str]:
+        """Names of the clients that can be asked now, sorted."""
+
+    def send(self, requests: Iterator[Request]) -> None:
+        """Hands requests over; the iterator is drawn on as devices become free, so that few payloads exist at once."""
+
+    def receive(self) -> Iterator[Reply]:
+        """Replies as they come, one for every request sent; every fault comes back as an error reply."""

@@ -1,0 +1,15 @@
+import pytest
+
+from fedgen.fleet.uniform import Uniform
+from fedgen.types import Device
+
+
+def test_all_devices_are_alike():
+    assert Uniform().devices(["b", "a"], 3, 0) == {"a": Device(1.0, True), "b": Device(1.0, True)}
+    assert Uniform(0.25, has_base=False).devices(["a"], 1, 0) == {"a": Device(0.25, False)}
+
+
+@pytest.mark.parametrize("width", [0.0, -0.5, 1.5, float("nan")])
+def test_a_width_that_is_no_share_is_refused(width):
+    with pytest.raises(ValueError, match="it must be above 0 and at most 1"):
+        Uniform(width)
