@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgen.types import Axes, Encoded, Example, Kept, Plan, Prompt, Score, Scores, State
+from fedgen.types import Axes, Encoded, Example, Index, Kept, Plan, Prompt, Score, Scores, State
 
 
 @runtime_checkable
@@ -34,8 +34,13 @@ class Learner(Protocol):
     def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
         """Token ids of each example; None where truncation leaves no answer token."""
 
-    def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood per answer token, differentiable."""
+    def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood per answer token, differentiable.
+
+        Args:
+            batch: examples.
+            among: tokens that take part in the softmax, ascending; the answers are of these. None for all.
+        """
 
     def score(self, batch: Sequence[Encoded]) -> list[Score]:
         """Loss and exactness of each example from one teacher-forced pass, without gradient."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fedgen import seeds, tree
+from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
 from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Scores, State, Steps
@@ -44,7 +45,9 @@ class Ground:
         return bool(self.experiment.extraction.axes)
 
     def part(self, client: str, round: int, width: float) -> Part:
-        """What a client of some width gets in a round."""
+        """What a client of some width gets in a round; all of the model from an extraction that cuts nothing."""
+        if not self.makes_parts:
+            return Part()
         extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
         for axis, units in self.axes.units.items():
             num_kept = units_of(width, units)
@@ -142,6 +145,7 @@ def ground_of(
         scores: how much each unit matters, if the extraction asks.
 
     Raises:
+        ConfigError: an axis is to be cut that is not there.
         ModelError: parts are to be made of a model that is not known well enough.
     """
     fixed = experiment.fixed_tensors(learner)
@@ -149,6 +153,12 @@ def ground_of(
     if experiment.extraction.axes:
         base_axes = base.axes
         axes = experiment.adapter.axes(state, base_axes)
+        kinds = {axis.partition(".")[0] for axis in axes.units}
+        if missing := sorted(set(experiment.extraction.axes) - kinds):
+            raise ConfigError(
+                f"extraction.axes has {', '.join(missing)}, which this model and adapter do not have; they have "
+                f"{', '.join(sorted(kinds))}"
+            )
     else:
         # No dimension is ever cut, so none needs a name; models of any family can be used whole.
         base_axes = Axes({}, {})

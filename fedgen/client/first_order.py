@@ -30,6 +30,8 @@ class FirstOrder:
         weight_decay: decoupled for adamw, classic for sgd.
         max_grad_norm: gradients are clipped to this Euclidean norm; null does not clip.
         beta2: decay of Adam's second moment.
+        mask_absent: the softmax goes over those tokens only that occur in the client's answers (masked cross-entropy),
+            so that a client without a label does not unlearn it.
     """
 
     learning_rate: float = 2.5e-3
@@ -41,6 +43,7 @@ class FirstOrder:
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     beta2: float = 0.999
+    mask_absent: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -76,10 +79,10 @@ class FirstOrder:
             raise ClientError("no_examples")
         parameters = list(learner.parameters().values())
         optimizer = self._optimizer(parameters, progress)
-        losses, num_tokens = [], 0
+        losses, num_tokens, among = [], 0, _answer_tokens(examples) if self.mask_absent else None
         for batch in self._batches(examples, generator):
             optimizer.zero_grad()
-            loss = learner.loss(batch)
+            loss = learner.loss(batch, among)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise ClientError("non_finite_loss", f"loss {losses[-1]} in step {len(losses)}")
@@ -117,6 +120,11 @@ class FirstOrder:
                 order = torch.randperm(len(examples), generator=generator).tolist()
             start = step % per_pass * size
             yield [examples[position] for position in order[start : start + size]]
+
+
+def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
+    """Tokens that occur in the answers, ascending."""
+    return torch.tensor(sorted({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]}))
 
 
 def _num_bytes(optimizer: torch.optim.Optimizer) -> int:

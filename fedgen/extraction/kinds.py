@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-KINDS = ("ffn", "kv", "residual", "vocab", "rank")
-"""Feed-forward width, key-value groups with their query heads, residual stream, tokens, rank of an adapter."""
+KINDS = ("ffn", "kv", "residual", "rank")
+"""Feed-forward width, key-value groups with their query heads, residual stream, rank of an adapter."""
 
 REASONS = {
     "head_dim": "rotary embeddings pair positions in a head, so units of attention are whole key-value groups: use kv",
+    "vocab": "a device with fewer tokens would need a map of its own between texts and tokens, and none is made",
     "layer": "whole layers are the business of another option: use extraction=depth",
 }
 """Kinds that somebody may well ask for, and why they are not cut here."""

@@ -22,7 +22,7 @@ class Ordered:
     step trains it.
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, vocab, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
         widths: shares that a step may train (the set P), ascending.
         distill: a step also learns from the answers of all that the client holds.
     """

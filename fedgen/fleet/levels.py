@@ -29,7 +29,7 @@ class Levels:
         has_base: devices keep the base model's checkpoint, so that only what is trained travels.
     """
 
-    widths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     shares: tuple[float, ...] | None = None
     redraw: bool = False
     min_width: float = 0.0

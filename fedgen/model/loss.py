@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fedgen.types import Index
+
 CHUNK_TOKENS = 128
 """Rows of logits that exist at once, 25 MB at 49,152 each. With fewer, reading the head from memory dominates."""
 
@@ -36,6 +38,17 @@ def mean_loss(
     """Mean negative log-likelihood of the targets in nats, differentiable in both the hidden states and the head."""
     value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return value
+
+
+def restrict(
+    head: Float[Tensor, "vocab width"], targets: Int[Tensor, " tokens"], among: Index | None
+) -> tuple[Float[Tensor, "some width"], Int[Tensor, " tokens"]]:
+    """The head of some tokens, and where the targets stand among these; both as they are if there is no choice.
+
+    Masked cross-entropy: Diao et al., HeteroFL, ICLR 2021. Tokens that do not take part are left out, as by a logit of
+    minus infinity; the released code gives them a logit of 0.
+    """
+    return (head, targets) if among is None else (head.index_select(0, among), torch.searchsorted(among, targets))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgen import tree
-from fedgen.model.loss import mean_loss
+from fedgen.model.loss import mean_loss, restrict
 from fedgen.model.packing import pack
 from fedgen.model.part import tell_sizes
 from fedgen.model.text import TextLearner
@@ -64,17 +64,17 @@ class NestedLearner:
     distill: bool
     generator: torch.Generator
 
-    def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
+    def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
         """Loss of the model of a drawn width; with distillation, that of the widest and of the drawn one together."""
         drawn = self.drawn[int(torch.randint(len(self.drawn), (), generator=self.generator))]
         learner = drawn.refresh()
         if not self.distill or not drawn.views:
-            return learner.loss(batch)
+            return learner.loss(batch, among)
         packed = pack(batch)
-        taught, head = self.widest.hidden(packed), self.widest.head()
+        taught, (head, targets) = self.widest.hidden(packed), restrict(self.widest.head(), packed.targets, among)
         wanted = (taught @ head.T).detach().float().softmax(1)
-        given = (learner.hidden(packed) @ learner.head().T).float()
-        return mean_loss(taught, head, packed.targets) + nn.functional.cross_entropy(given, wanted)
+        given = (learner.hidden(packed) @ restrict(learner.head(), targets, among)[0].T).float()
+        return mean_loss(taught, head, targets) + nn.functional.cross_entropy(given, wanted)
 
     @property
     def module(self) -> nn.Module:

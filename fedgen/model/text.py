@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fedgen.errors import ModelError
 from fedgen.model.importance import measure_importance
-from fedgen.model.loss import mean_loss, token_losses
+from fedgen.model.loss import mean_loss, restrict, token_losses
 from fedgen.model.packing import Packed, pack
-from fedgen.types import Encoded, Example, Prompt, Score, Scores, State
+from fedgen.types import Encoded, Example, Index, Prompt, Score, Scores, State
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class TextLearner:
             for p, a in zip(prompts, answers, strict=True)
         ]
 
-    def loss(self, batch: Sequence[Encoded]) -> Float[Tensor, ""]:
+    def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
         """Mean loss per answer token; logits exist only where there is an answer."""
         packed = pack(batch)
-        return mean_loss(self.hidden(packed), self.head(), packed.targets)
+        return mean_loss(self.hidden(packed), *restrict(self.head(), packed.targets, among))
 
     def score(self, batch: Sequence[Encoded]) -> list[Score]:
         """Loss and exactness of each example. An example's numbers do not depend on the batch beyond rounding."""

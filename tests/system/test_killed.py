@@ -65,7 +65,8 @@ for number in range(5):
     last = sorted(path.name for path in found[0].glob("checkpoints/round-????")) if found else []
     again = ["resume", str(found[0])] if found else ["train", *ARGUMENTS]
     assert os.waitpid(begin(root, again), 0)[1] == 0
-    told.append({"after": rounds, "delay": delay / whole, "killed": killed, "at": last[-1:], "equal": result(root)[1] == expected})
+    equal = result(root)[1] == expected
+    told.append({"after": rounds, "delay": delay / whole, "killed": killed, "at": last[-1:], "equal": equal})
 print(json.dumps(told))
 """
 

@@ -35,7 +35,7 @@ class Line:
 
     score = generate = importance = encode
 
-    def loss(self, batch):
+    def loss(self, batch, among=None):
         self.seen.append([encoded.ids[0] for encoded in batch])
         return torch.stack([(self.parameter - e.ids[0]).square().sum() for e in batch]).mean()
 

@@ -10,6 +10,11 @@ from fedgen.types import Device
 REAL_WORLD = (6.0, 10.0, 11.0, 18.0, 55.0)
 
 
+def five(**others):
+    """The five levels of the papers."""
+    return Levels(**{"widths": (1.0, 0.5, 0.25, 0.125, 0.0625), **others})
+
+
 def clients(number):
     return [f"client-{i:03d}" for i in range(number)]
 
@@ -24,21 +29,21 @@ def counts(fleet, number, **others):
 
 
 def test_levels_are_equally_common_unless_shares_are_given():
-    assert counts(Levels(), 100) == [20, 20, 20, 20, 20]
-    assert counts(Levels(shares=REAL_WORLD), 100) == [6, 10, 11, 18, 55]
-    assert counts(Levels(shares=tuple(share / 100 for share in REAL_WORLD)), 100) == [6, 10, 11, 18, 55]
+    assert counts(five(), 100) == [20, 20, 20, 20, 20]
+    assert counts(five(shares=REAL_WORLD), 100) == [6, 10, 11, 18, 55]
+    assert counts(five(shares=tuple(share / 100 for share in REAL_WORLD)), 100) == [6, 10, 11, 18, 55]
 
 
 def test_what_rounding_down_leaves_goes_to_the_largest_remainders():
     # 20 clients: quotas 1.2, 2.0, 2.2, 3.6, 11.0; rounded down they make 19, and 0.6 is the largest remainder
-    assert counts(Levels(shares=REAL_WORLD), 20) == [1, 2, 2, 4, 11]
+    assert counts(five(shares=REAL_WORLD), 20) == [1, 2, 2, 4, 11]
     # 7 clients: quotas of 1.4 each; two are left, for the first levels
-    assert counts(Levels(), 7) == [2, 2, 1, 1, 1]
-    assert counts(Levels(), 3) == [1, 1, 1, 0, 0]
+    assert counts(five(), 7) == [2, 2, 1, 1, 1]
+    assert counts(five(), 3) == [1, 1, 1, 0, 0]
 
 
 def test_levels_are_dealt_out_once_per_run():
-    fleet = Levels()
+    fleet = five()
     assert widths(fleet, 50, round=9) == widths(fleet, 50, round=1)
     assert widths(fleet, 50, seed=1) != widths(fleet, 50)
     # by chance, and not by name: the first ten names do not have the ten widest devices
@@ -46,7 +51,7 @@ def test_levels_are_dealt_out_once_per_run():
 
 
 def test_levels_that_are_redrawn_are_right_on_average():
-    fleet = Levels(shares=REAL_WORLD, redraw=True)
+    fleet = five(shares=REAL_WORLD, redraw=True)
     total = [0] * 5
     for round in range(1, 41):
         total = [a + b for a, b in zip(total, counts(fleet, 100, round=round), strict=True)]
@@ -57,7 +62,7 @@ def test_levels_that_are_redrawn_are_right_on_average():
 
 
 def test_a_draw_depends_on_nothing_but_seed_round_and_client():
-    fleet = Levels(redraw=True)
+    fleet = five(redraw=True)
     all_clients = fleet.devices(clients(60), 4, 0)
     some = fleet.devices(clients(60)[10:20], 4, 0)
     assert some == {client: all_clients[client] for client in clients(60)[10:20]}
@@ -67,8 +72,8 @@ def test_a_draw_depends_on_nothing_but_seed_round_and_client():
 
 @pytest.mark.parametrize("redraw", [False, True])
 def test_devices_that_are_too_small_take_no_part(redraw):
-    everyone = widths(Levels(redraw=redraw), 50)
-    without = widths(Levels(redraw=redraw, min_width=0.25), 50)
+    everyone = widths(five(redraw=redraw), 50)
+    without = widths(five(redraw=redraw, min_width=0.25), 50)
     assert without == {client: width if width >= 0.25 else 0.0 for client, width in everyone.items()}
     assert set(without.values()) == {1.0, 0.5, 0.25, 0.0}
 
@@ -93,4 +98,4 @@ def test_whether_they_keep_the_base_is_said_of_all():
 )
 def test_values_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Levels(**fields)
+        five(**fields)
