@@ -18,7 +18,7 @@ NUM_STRETCHES = 32
 """An axis is told in at most so many equal stretches."""
 
 MOST_TURNS = 20_000
-"""Turns of clients that are gone through beforehand; of larger runs, a few clients of every width are."""
+"""Turns of clients that are gone through beforehand; of larger runs, those of some clients of every width."""
 
 
 class Coverage:
@@ -58,12 +58,15 @@ class Coverage:
                 part = self._ground.part(line["client"], line["round"], line["width"])
                 self.last[line["client"]] = part
                 if line["refused"] is None:
-                    self.add(part, line["num_examples"])
-        self._held.clear()
+                    self.reach(part)
 
     def add(self, part: Part, weight: int) -> None:
-        """Notes that a client of some weight held, and trained, a part."""
+        """Notes that a client of some weight held, and trained, a part in the round that goes on."""
         self._held.append((part.kept, weight))
+        self.reach(part)
+
+    def reach(self, part: Part) -> None:
+        """Notes that a part is trained by somebody in some round."""
         for axis, seen in self._seen.items():
             seen[_all_or(part.kept, axis)] = True
         for axes, seen in self._pairs.items():
@@ -129,26 +132,40 @@ def warn_of_gaps(ground: Ground) -> list[str]:
         ConfigError: the extraction finds that its rule cannot reach all units.
     """
     experiment, coverage = ground.experiment, Coverage(ground)
-    widest = 0.0
+    widths, gaps, num_seen = set[float](), coverage.never(), 0
     for number in range(1, experiment.num_rounds + 1):
-        devices = experiment.fleet.devices(ground.clients, number, experiment.seed)
-        asked = [client for client, device in devices.items() if device.width > 0]
-        if experiment.num_rounds * len(asked) > MOST_TURNS:
-            by_width: dict[float, list[str]] = {}
-            for client in asked:
-                by_width.setdefault(devices[client].width, []).append(client)
-            asked = [client for clients in by_width.values() for client in clients[:3]]
-        widest = max([widest, *(devices[client].width for client in asked)])
-        for client in asked:
-            coverage.add(ground.part(client, number, devices[client].width), 1)
+        asked = _asked(ground, number)
+        for client, width in asked.items():
+            # When nothing is left to reach, a width that is new may still be one that the extraction refuses.
+            if gaps or width not in widths:
+                coverage.reach(ground.part(client, number, width))
+        widths |= set(asked.values())
+        num_seen += len(asked)
         gaps = {kind: share for kind, share in coverage.never().items() if share > 0}
-        if not gaps:
-            return []
+        if not gaps and num_seen > MOST_TURNS:
+            break
+    if not gaps:
+        return []
     shares = ", ".join(f"{share:.1%} of {kind}" for kind, share in gaps.items())
+    widest = max(widths, default=0.0)
     return [
         f"{shares} will never be trained in this run: the widest device holds {widest:g} of every cut axis, and the "
         "extraction does not bring it to the rest. Let some devices be wider, or choose an extraction that moves faster"
     ]
+
+
+def _asked(ground: Ground, number: int) -> dict[str, float]:
+    """Clients that are asked in a round, with their widths; of very many, some of every width."""
+    experiment = ground.experiment
+    devices = experiment.fleet.devices(ground.clients, number, experiment.seed)
+    asked = experiment.cohort([client for client, device in devices.items() if device.width > 0], number)
+    by_width: dict[float, list[str]] = {}
+    for client in asked:
+        by_width.setdefault(devices[client].width, []).append(client)
+    if experiment.num_rounds * len(asked) > MOST_TURNS:
+        number_each = max(3, MOST_TURNS // (experiment.num_rounds * len(by_width)))
+        by_width = {width: clients[:: -(-len(clients) // number_each)] for width, clients in by_width.items()}
+    return {client: width for width, clients in by_width.items() for client in clients}
 
 
 def _all_or(kept: Kept, axis: str) -> Tensor | slice:

@@ -25,6 +25,8 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
     """
     experiment, began = ground.experiment, time.perf_counter()
     try:
+        if request.base != ground.base.fingerprint:
+            raise ClientError("other_base", "the request is about a part of another model than this device has")
         part = experiment.wire.decode(request.payload)
         if not ground.is_plain(request.part, request.round):
             learner = ground.learner(request.part, request.round, request.client)

@@ -7,7 +7,6 @@ than the margin allows is made larger, or is not sent.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedgen import tree
 from fedgen.errors import DataError
@@ -19,6 +18,12 @@ from fedgen.workers import Workers
 
 GROWTH = 1.25
 """A part that does not pass grows by a quarter at a time."""
+
+HARMLESS = 1.0
+"""Nats that a part may begin above the whole model and still help it."""
+
+_Units = tuple[tuple[str, tuple[int, ...]], ...]
+"""The kept units of a part, as a key."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +49,47 @@ class Gate:
             round: counted from 1.
         """
         margin = self.ground.experiment.gate_margin
-        if margin is None or not self.ground.makes_parts or self.ground.experiment.extraction_mode == "window":
-            # A window leaves the function of the model as it is.
+        if margin is None or not _measures(self.ground.experiment):
             return dict(wanted), {}
-        base_loss = self._losses({"": Part()}, state, round)[""]
+        known: dict[_Units, float] = {}
+        first = losses = self._losses({"": Part(), **wanted}, state, round, known)
+        base_loss = known[_key({})]
         limit = base_loss + margin
         admitted, pending, told = dict[str, Part](), dict(wanted), list[Record]()
-        first: dict[str, float] = {}
         while pending:
-            losses = self._losses(pending, state, round)
-            for client, loss in losses.items():
-                first.setdefault(client, loss)
-            passed = {client: pending[client] for client, loss in losses.items() if loss <= limit}
+            # The whole is what others are measured against; it passes even if its own loss is not a number.
+            passed = {client: part for client, part in pending.items() if not part.kept or losses[client] <= limit}
             admitted |= passed
-            pending = {client: part for client, part in pending.items() if client not in passed}
             if not self.ground.experiment.gate_enlarges:
                 break
-            pending = {client: self._larger(client, part, round) for client, part in pending.items()}
+            pending = {c: self._larger(c, part, round) for c, part in pending.items() if c not in passed}
+            losses = self._losses(pending, state, round, known)
         for width in sorted({part.width for part in wanted.values()}, reverse=True):
             told += _tell(width, wanted, admitted, first)
         return admitted, {"limit": limit, "base_loss": base_loss, "plans": told}
+
+    def warn_of_residual(self, state: State) -> list[str]:
+        """What cutting the residual stream does to this model, measured beforehand; nothing if it does no harm.
+
+        A model that starts from nothing can be cut there, a pretrained one is destroyed.
+        """
+        ground = self.ground
+        if "residual" not in ground.experiment.extraction.axes or not self.public:
+            return []
+        devices = ground.experiment.fleet.devices(ground.clients, 1, ground.experiment.seed)
+        widths = {client: device.width for client, device in devices.items() if 0 < device.width < 1}
+        if not widths:
+            return []
+        client, width = max(widths.items(), key=lambda found: found[1])
+        parts = {"": Part(), client: ground.part(client, 1, width)}
+        losses = self._losses(parts, state, 1, {})
+        if losses[client] - losses[""] <= HARMLESS:
+            return []
+        return [
+            f"cutting the residual stream harms this model: a part of width {width:g} begins with a loss of "
+            f"{losses[client]:.2f} nats per token, the whole model with {losses['']:.2f}; cut inner axes instead "
+            "(extraction.axes=[ffn,kv])"
+        ]
 
     def _larger(self, client: str, part: Part, round: int) -> Part:
         """The next larger part: at least one unit more of some axis."""
@@ -74,12 +100,14 @@ class Gate:
             if width == 1.0 or any(len(larger.kept.get(a, ())) != len(index) for a, index in part.kept.items()):
                 return larger
 
-    def _losses(self, parts: Mapping[str, Part], state: State, round: int) -> dict[str, float]:
-        """Client → mean loss per answer token of its part, of each distinct part once."""
+    def _losses(
+        self, parts: Mapping[str, Part], state: State, round: int, known: dict[_Units, float]
+    ) -> dict[str, float]:
+        """Client → mean loss per answer token of its part; measures those that are not known yet, and notes them."""
         keys = {client: _key(part.kept) for client, part in parts.items()}
-        distinct = {keys[client]: (client, part) for client, part in parts.items()}
+        new = {keys[client]: (client, part) for client, part in parts.items() if keys[client] not in known}
 
-        def job(learner: Learner, item: tuple[Any, tuple[str, Part]]) -> tuple[Any, float]:
+        def job(learner: Learner, item: tuple[_Units, tuple[str, Part]]) -> tuple[_Units, float]:
             key, (client, part) = item
             if part.kept:
                 learner = self.ground.learner(part, round, client)
@@ -87,8 +115,8 @@ class Gate:
             scores = [score for batch in self.public for score in learner.score(batch)]
             return key, sum(score.nll for score in scores) / sum(score.num_tokens for score in scores)
 
-        found = dict(self.workers.map(job, distinct.items()))
-        return {client: found[key] for client, key in keys.items()}
+        known.update(self.workers.map(job, new.items()))
+        return {client: known[key] for client, key in keys.items()}
 
 
 def prepare(experiment: Experiment, base: Base, workers: Workers, dataset: Dataset, clients: Sequence[str]) -> Gate:
@@ -98,11 +126,12 @@ def prepare(experiment: Experiment, base: Base, workers: Workers, dataset: Datas
         DataError: something has to be measured on public examples, and there are none.
     """
     public: list[list[Encoded]] = []
-    if experiment.extraction.needs_scores or experiment.gate_margin is not None:
+    needed = experiment.extraction.needs_scores or _measures(experiment)
+    if needed or "residual" in experiment.extraction.axes:
         size = experiment.evaluation_batch_size
         encoded = [e for e in workers.borrow(lambda learner: learner.encode(dataset.public)) if e is not None]
         public = [encoded[start : start + size] for start in range(0, len(encoded), size)]
-        if not public:
+        if needed and not public:
             raise DataError(
                 "extraction or transfer gate has to measure the model on public examples, and the data has none; "
                 "give some with data.public or data.num_public (keys: fedgen options data.<option>)"
@@ -114,6 +143,12 @@ def prepare(experiment: Experiment, base: Base, workers: Workers, dataset: Datas
         return ground_of(experiment, base, learner, clients, scores)
 
     return Gate(workers.borrow(know), workers, public)
+
+
+def _measures(experiment: Experiment) -> bool:
+    """Whether there is anything to measure: a window leaves the function of the model as it is."""
+    cuts = bool(experiment.extraction.axes) and experiment.extraction_mode == "cut"
+    return cuts and experiment.gate_margin is not None
 
 
 def _tell(
@@ -138,5 +173,5 @@ def _tell(
     ]
 
 
-def _key(kept: Kept) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _key(kept: Kept) -> _Units:
     return tuple((axis, tuple(kept[axis].tolist())) for axis in sorted(kept))

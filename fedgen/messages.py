@@ -36,6 +36,7 @@ class Request:
         progress: how much of the run is over, from 0 in the first round to 1 in the last.
         part: what the client works with.
         payload: what it needs of the state.
+        base: SHA-256 of the model that the part is of; a device with another one refuses.
     """
 
     round: int
@@ -43,6 +44,7 @@ class Request:
     progress: float
     part: Part
     payload: Payload
+    base: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Ground:
     Attributes:
         experiment: what to do.
         base: the model.
-        base_axes: names of the dimensions of its weights; of none if no part is ever made.
+        base_axes: names of the dimensions of its weights; no dimension has one if no part is ever made.
         axes: the same of the state's tensors and of those that never travel.
         fixed: the adapter's tensors that never change.
         clients: names of all clients, sorted.
@@ -73,10 +73,10 @@ class Ground:
 
     def is_plain(self, part: Part, round: int) -> bool:
         """Whether a client works with the whole model and trains all that travels: any learner will do."""
-        adapter = self.experiment.adapter
-        return not part.kept and all(
-            adapter.is_trained(name, round) for name in self.axes.dims if name not in self.fixed
-        )
+        adapter, travelling = self.experiment.adapter, self.axes.dims.keys() - self.fixed.keys()
+        if part.kept or self.experiment.extraction.steps(part.width).widths:
+            return False
+        return all(adapter.is_trained(name, round) for name in travelling)
 
     def learner(self, part: Part, round: int, client: str) -> Learner:
         """A learner over a client's part, with the tensors that never travel in it."""
@@ -161,7 +161,7 @@ def ground_of(
             )
     else:
         # No dimension is ever cut, so none needs a name; models of any family can be used whole.
-        base_axes = Axes({}, {})
+        base_axes = Axes({name: (None,) * weight.dim() for name, weight in base.weights.items()}, {})
         axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
     return Ground(experiment, base, base_axes, axes, fixed, tuple(sorted(clients)), scores)
 

@@ -1,5 +1,6 @@
 """What comes back in a round: each reply is checked as it comes and folded in turn; nothing in it can stop the run."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -13,10 +14,13 @@ from fedgen.errors import ClientError
 from fedgen.messages import Payload, Reply
 from fedgen.parts import Ground
 from fedgen.turns import Turns
-from fedgen.types import Observer, Part, Plan, Record, State, Update
+from fedgen.types import Metrics, Observer, Part, Plan, Record, State, Update
 
 MAX_EXAMPLES = 2**31
 """No device holds more; sums of weights stay far from overflow."""
+
+LARGEST_METRIC = 2.0**63
+"""No number about a client's work is larger; sums of them stay finite."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Replies:
         except ClientError as error:
             refused, payload = error.reason, None
         part = self._parts[reply.client]
-        line = records.client(reply, refused, arrived - sent.when, sent.bytes_down, sent.seconds_encode + seconds_wire)
+        told = dataclasses.replace(reply, round=self._round, metrics=_finite(reply.metrics))
+        line = records.client(told, refused, arrived - sent.when, sent.bytes_down, sent.seconds_encode + seconds_wire)
         line |= {"width": part.width, "base_bytes": sent.base_bytes}
         self.lines.append(line)
         self._by_client[reply.client] = line
@@ -119,9 +124,14 @@ class Replies:
         check_shapes(tensors, self._ground.returned(self._parts[reply.client], self._round), self._state)
         if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
             raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
-        if not all(math.isfinite(value) for value in (tree.largest(tensors), *reply.metrics.values())):
+        if not math.isfinite(tree.largest(tensors)) or _finite(reply.metrics) != reply.metrics:
             raise ClientError("non_finite")
         return time.perf_counter() - began
+
+
+def _finite(metrics: Metrics) -> Metrics:
+    """The numbers that a line of the journal can hold and that can be summed; a device may send any."""
+    return {name: value for name, value in metrics.items() if -LARGEST_METRIC < value < LARGEST_METRIC}
 
 
 def check_shapes(tensors: State, plan: Plan, whole: State) -> None:

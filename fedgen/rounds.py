@@ -81,8 +81,8 @@ def serve(server: Server) -> None:
         begin = found.round + 1 if found else 0
         server.observe(records.start(experiment, str(server.run.path), server.transport.nodes(), begin))
         if found is None:
-            gaps = warn_of_gaps(server.ground) if server.ground.makes_parts else []
-            _tell(server, journal, [records.warning(0, text) for text in gaps])
+            warnings = [*warn_of_gaps(server.ground), *server.gate.warn_of_residual(initial)]
+            _tell(server, journal, [records.warning(0, text) for text in warnings])
             found = Checkpoint(0, initial, experiment.aggregation.init(initial), {"idle_rounds": 0, **server.facts})
             journal.write([_round_zero(server, initial)])
             checkpoint.save(folder, found, identity=identity)
@@ -193,11 +193,11 @@ def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> 
         else:
             payload = experiment.wire.encode(tree.cut(state, plan))
         now, last, base_bytes = time.perf_counter(), dispatch.coverage.last.get(client), 0
-        if ground.makes_parts and not dispatch.devices[client].has_base:
+        if not dispatch.devices[client].has_base:
             base_bytes = ground.base_bytes(part, last)
         dispatch.coverage.last[client] = part
         dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began)
-        yield Request(round, client, progress, part, payload)
+        yield Request(round, client, progress, part, payload, ground.base.fingerprint)
 
 
 def _measure(server: Server, state: State, record: Record, *, whole: bool) -> None:

@@ -157,11 +157,7 @@ def overlap(tensor: Tensor, a: tuple[Index | None, ...], b: tuple[Index | None, 
     """
     if b is None:
         return [0] * tensor.dim()
-    return [
-        n if x is None and y is None else len(x if y is None else y) if x is None or y is None  # type: ignore[arg-type]
-        else int(torch.isin(x, y).sum())
-        for n, x, y in zip(tensor.shape, a, b, strict=True)
-    ]  # fmt: skip
+    return [_num_shared(n, x, y) for n, x, y in zip(tensor.shape, a, b, strict=True)]
 
 
 def is_whole(plan: Plan) -> bool:
@@ -228,6 +224,12 @@ def largest(a: State) -> float:
 def _same_names(a: State, b: State) -> list[str]:
     assert a.keys() == b.keys(), f"states differ in {sorted(a.keys() ^ b.keys())}"
     return list(a)
+
+
+def _num_shared(size: int, x: Index | None, y: Index | None) -> int:
+    if x is None:
+        return size if y is None else len(y)
+    return len(x) if y is None else int(torch.isin(x, y).sum())
 
 
 def _whole(kept: tuple[Index | None, ...]) -> bool:

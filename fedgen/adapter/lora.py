@@ -8,7 +8,6 @@ Alternating rounds: Chen et al., "Robust Federated Finetuning of LLMs via Altern
 """
 
 import math
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -124,10 +123,7 @@ def attach_factors(module: "nn.Module", lora: Lora, names: Collection[str] | Non
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():
-            # peft 0.21 reads an attribute that transformers 5.23 has renamed; nothing that a user could change.
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
-            adapted: nn.Module = get_peft_model(module, config, autocast_adapter_dtype=False)
+        adapted: nn.Module = get_peft_model(module, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ModelError(f"adapter.targets {targets} do not fit this model: {error}") from error
     for parameter in lora.parameters(adapted).values():

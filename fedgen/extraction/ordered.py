@@ -19,7 +19,7 @@ class Ordered:
     """The first units, of which each local step trains a share drawn anew (FjORD).
 
     A device's own width should be one of the widths. What lies between it and the next smaller one is sent, but no
-    step trains it.
+    step trains it. With extraction_mode=window every step trains the whole window.
 
     Attributes:
         axes: kinds of the axes that are cut: ffn, kv, residual, rank.

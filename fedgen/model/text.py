@@ -1,6 +1,7 @@
 """A decoder-only language model at work, one for each worker; ``shared`` holds the weights that they have in common."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,3 +146,6 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # peft 0.21 reads an attribute that transformers 5.23 has renamed; nothing that a user could change. For good, since
+    # parts are made in several threads at once and a filter for a while would be each other's.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")

@@ -21,7 +21,7 @@ def base() -> Base:
 
 @pytest.fixture
 def make_learner(base: Base) -> Callable[..., Learner]:
-    """Makes learners over the one small model, in the state with which a federation starts."""
+    """Makes learners over the one small model, in the state with which a federation starts, fixed tensors included."""
 
     def make(adapter: Adapter | None = None) -> Learner:
         adapter = adapter or Lora(rank=4)

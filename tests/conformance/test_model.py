@@ -1,14 +1,17 @@
-"""What every model keeps: weights are shared or private; scores agree with plain forward passes and with generation."""
+"""What every model keeps: weights are shared or private, and scores agree with plain passes; so do those of parts."""
 
 import time
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from fedgen.learner import Base
-from fedgen.stages import Model
-from fedgen.types import Encoded, Example, Message
+from fedgen import seeds, tree
+from fedgen.learner import Base, Learner
+from fedgen.stages import Adapter, Model
+from fedgen.types import Encoded, Example, Kept, Message, Part
+from tests.conformance.grounds import CLIENTS, make_ground
 from tests.conformance.options import build, disturb, options
 
 EXAMPLES = [
@@ -121,3 +124,119 @@ def test_it_answers_the_same_twice(learner):
     first, second = (learner.generate(EXAMPLES[0].prompt, max_new_tokens=6) for _ in range(2))
     assert isinstance(first, str)
     assert first == second
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def part_of(base: Base) -> Part:
+    """Two layers of the upper half, or the last if there are but two, each of another width."""
+    units = base.axes.units
+    last = units["layer"] - 1
+    layers = sorted({(last + 1) // 2, last})
+    kept: Kept = {"layer": torch.tensor(layers)}
+    for n, share in zip(layers, (0.5, 0.25), strict=False):
+        kept[f"ffn.{n}"] = torch.arange(1, units[f"ffn.{n}"], 2)[: int(share * units[f"ffn.{n}"])]
+        kept[f"kv.{n}"] = torch.arange(units[f"kv.{n}"] - 1)
+    return Part(0.5, kept)
+
+
+@pytest.fixture(params=options("adapter"))
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return build("adapter", request.param)
+
+
+def test_every_dimension_of_its_weights_has_an_axis_or_is_never_cut(model):
+    axes, weights = load(model).axes, load(model).weights
+    assert axes.dims.keys() == weights.keys()
+    for name, tensor in weights.items():
+        for dim, size in zip(axes.dims[name], tensor.shape, strict=True):
+            assert dim is None or size == axes.units[dim.axis] * dim.span * len(dim.starts), name
+    assert {axis.partition(".")[0] for axis in axes.units} == {"ffn", "kv", "layer", "residual"}
+    assert len(axes.closings) == 2 * axes.units["layer"]
+
+
+def test_its_weights_are_shared_and_each_is_there_once(model):
+    base = load(model)
+    shared = {p.data_ptr() for p in base.replica(private=False).parameters()}
+    assert {tensor.data_ptr() for tensor in base.weights.values()} == shared
+    assert len(base.weights) == len(shared)
+
+
+def test_a_part_that_is_loaded_alone_is_the_part_of_the_whole(model):
+    base, kept = load(model), part_of(load(model)).kept
+    alone, cut = model.load(0, kept), base.part(kept)
+    assert alone.weights.keys() == cut.weights.keys()
+    assert len(alone.weights) < len(base.weights)
+    assert all(torch.equal(tensor, cut.weights[name]) for name, tensor in alone.weights.items())
+    assert {name: list(t.shape) for name, t in alone.weights.items()} == {
+        name: tree.extent(base.weights[name], index) for name, index in tree.plan_of(base.axes, kept).items()
+    }
+    assert alone.fingerprint == cut.fingerprint == base.fingerprint
+    batch = [Encoded((1, 2, 3, 4, 5), 2)]
+    losses = [one.learner(one.replica(private=False), {}).loss(batch) for one in (alone, cut)]
+    assert torch.equal(*losses)
+
+
+def test_a_part_of_everything_is_the_whole(model):
+    base = load(model)
+    units = {axis: size for axis, size in base.axes.units.items() if axis in ("layer", "residual", "ffn.0", "kv.1")}
+    part = base.part({axis: torch.arange(size) for axis, size in units.items()})
+    assert part.weights.keys() == base.weights.keys()
+    assert all(torch.equal(tensor, base.weights[name]) for name, tensor in part.weights.items())
+
+
+def test_a_part_answers_as_its_scores_say(model):
+    part = load(model).part(part_of(load(model)).kept)
+    learner = part.learner(part.replica(private=False), {})
+    ids = torch.tensor([[5, 6, 7]])
+    said = learner.module.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+    )[0].tolist()
+    assert [score.exact for score in learner.score([Encoded(tuple(said), 3)])] == [True]
+    assert isinstance(learner.generate("lamp", 2), str)
+
+
+def test_every_unit_of_a_part_matters_to_some_degree(model):
+    base = load(model)
+    part = base.part(part_of(base).kept)
+    learner = part.learner(part.replica(private=False), {})
+    scores = learner.importance(learner.encode(EXAMPLES))
+    assert {axis: len(numbers) for axis, numbers in scores.items()} == {
+        axis: size for axis, size in part.axes.units.items() if axis != "residual"
+    }
+    assert all(bool((numbers >= 0).all() and numbers.any()) for axis, numbers in scores.items() if axis != "layer")
+
+
+def test_a_client_trains_its_part_and_sends_a_change_of_the_shapes_of_the_plan(model, adapter):
+    """Whether it holds its part alone, or the whole and trains a window of it."""
+    base = load(model)
+    shared = {name: tensor.clone() for name, tensor in base.weights.items()}
+    ground = make_ground(base, adapter)
+    [whole] = ground.experiment.learners(base, 1)
+    state = ground.experiment.initial_state(whole)
+    whole.load(state)
+    batch = whole.encode(EXAMPLES)
+    losses = {"cut": None, "window": whole.loss(batch).item()}
+    del whole
+    part = part_of(base)
+    for mode, loss in losses.items():
+        own = replace(ground, experiment=replace(ground.experiment, extraction_mode=mode))
+        learner = own.learner(part, 1, CLIENTS[0])
+        assert isinstance(learner, Learner)
+        sent = own.sent(part)
+        assert (sent.keys() == state.keys()) == tree.is_whole(sent) == (mode == "window")
+        learner.load(tree.cut(state, sent))
+        if loss is not None:
+            # A window leaves the function of the model as it is.
+            assert learner.loss(batch).item() == loss
+        before = learner.state()
+        metrics = own.experiment.client.train(learner, batch, 0.0, seeds.derive(0, "train"))
+        assert metrics["num_steps"] == 1
+        change, plan = tree.subtract(learner.state(), before), own.returned(part, 1)
+        assert {name: list(tensor.shape) for name, tensor in change.items()} == {
+            name: tree.extent(state[name], index) for name, index in plan.items()
+        }
+        assert not tree.is_whole(plan)
+        assert 0 < tree.largest(change) < float("inf")
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in base.weights.items())

@@ -108,7 +108,9 @@ def test_what_travels_is_b_alone(base, ground):
     state = experiment.initial_state(learner)
     part = ground.part("barn", 1, 0.5)
     sent = tree.cut(state, ground.sent(part))
-    reply = answer(ground, Request(1, "barn", 0.0, part, experiment.wire.encode(sent)), learner, BATCH)
+    reply = answer(
+        ground, Request(1, "barn", 0.0, part, experiment.wire.encode(sent), base.fingerprint), learner, BATCH
+    )
     assert reply.error == ""
     change = experiment.wire.decode(reply.payload)
     assert {name: t.shape for name, t in change.items()} == {name: t.shape for name, t in sent.items()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch_pruning
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,7 +12,20 @@ from fedgen import tree
 from fedgen.errors import ModelError
 from fedgen.model.axes import axes_of, layers_of
 from fedgen.types import Dim
-from tests.unit.model.families import FAMILIES, FFN, HEAD, LAYERS, gpt2, kept_of, llama, mistral, qwen2, qwen3, some_of
+from tests.unit.model.families import (
+    FAMILIES,
+    FFN,
+    HEAD,
+    IDS,
+    LAYERS,
+    gpt2,
+    kept_of,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+    some_of,
+)
 
 RESIDUAL, F, K = Dim("residual"), Dim("ffn.1"), Dim("kv.1", HEAD)
 
@@ -239,3 +253,53 @@ def test_layers_have_their_numbers():
     prefix, layers = layers_of(gpt2())
     assert prefix == "transformer.h."
     assert [number for number, _ in layers] == [0, 1, 2, 3]
+
+
+# --- another way to the same names --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """One layer, and what DepGraph finds out about it by following a forward pass (Fang et al., CVPR 2023)."""
+    module = llama(
+        num_hidden_layers=1, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False
+    )
+    module.requires_grad_(True)
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        module, IDS[:1], forward_fn=lambda model, ids: model(ids, use_cache=False).logits, verbose=False
+    )
+    return module, graph
+
+
+def coupled(traced, module, units):
+    """Positions of each dimension that have to go along with some outputs of a projection, as DepGraph has it."""
+    model, graph = traced
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {}
+    for step, positions in graph.get_pruning_group(module, torch_pruning.prune_linear_out_channels, idxs=units):
+        target = step.target.module
+        if isinstance(target, nn.Parameter):
+            found[names[id(target)], 0] = sorted(positions)
+        elif isinstance(target, nn.Linear | nn.Embedding):
+            # An embedding's outputs are its second dimension.
+            outputs = graph.is_out_channel_pruning_fn(step.handler) != isinstance(target, nn.Embedding)
+            found[names[id(target.weight)], 0 if outputs else 1] = sorted(positions)
+    return found
+
+
+# Attention is not asked about: it takes DepGraph very long to follow the halves of rotary positions.
+@pytest.mark.parametrize(
+    ("axis", "path"), [("ffn.0", "mlp.gate_proj"), ("ffn.0", "mlp.up_proj"), ("residual", "mlp.down_proj")]
+)
+def test_a_graph_that_is_traced_couples_the_same_dimensions(traced, axis, path):
+    axes, units = axes_of(traced[0]), [3, 5, 6]
+    plan = tree.plan_of(axes, {axis: torch.tensor(units)})
+    ours = {
+        (name, dim): index.tolist()
+        for name, kept in plan.items()
+        for dim, index in enumerate(kept)
+        if index is not None
+    }
+    theirs = coupled(traced, traced[0].model.layers[0].get_submodule(path), units)
+    assert ours == theirs
+    assert len(ours) == (3 if axis == "ffn.0" else 12)

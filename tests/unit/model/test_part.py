@@ -288,6 +288,8 @@ def test_a_part_shares_what_is_not_cut_and_holds_nothing_of_what_is_dropped():
             # Rows beside each other, and no more memory than the numbers need.
             assert tensor.is_contiguous()
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    tables = {name: buffer.data_ptr() for name, buffer in module.named_buffers()}
+    assert {name: buffer.data_ptr() for name, buffer in part.module.named_buffers()} == tables
     gone = [weakref.ref(p) for n, p in module.named_parameters() if n in cut or n.startswith("model.layers.2.")]
     assert len(gone) == 7 + 9
     del module, base, whole, tensor
