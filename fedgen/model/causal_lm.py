@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedgen import tree
 from fedgen.errors import ModelError
-from fedgen.model import source
+from fedgen.model import selfcheck, source
 from fedgen.model.axes import axes_of
 from fedgen.model.mapped import map_weights
 from fedgen.model.part import shrink, skeleton
 from fedgen.model.shared import TextBase, check_family
 from fedgen.model.text import quiet_libraries
 from fedgen.types import Kept
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -45,49 +48,50 @@ class CausalLM:
             ModelError: the model cannot be found or read, or is of a family that is not supported.
         """
         quiet_libraries()
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         folder = source.folder_of(self.source)
-        if kept:
-            return self._load_part(folder, kept)
-        dtype, attention = getattr(torch, self.resolved_dtype()), self.resolved_attention()
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            module = self._part(folder, kept) if kept else self._whole(folder)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; answers could never end")
-        module.requires_grad_(False).eval()
         base = TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
         check_family(base.learner(module, {}))
         return base
 
-    def _load_part(self, folder: Path, kept: Kept) -> TextBase:
+    def _whole(self, folder: Path) -> "nn.Module":
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        dtype, attention = getattr(torch, self.resolved_dtype()), self.resolved_attention()
+        module: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, local_files_only=True
+        )
+        return module.requires_grad_(False).eval()
+
+    def _part(self, folder: Path, kept: Kept) -> "nn.Module":
         """A smaller model whose weights are cut from the mapped file; the whole is never in memory."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         dtype: torch.dtype = getattr(torch, self.resolved_dtype())
         attention = self.resolved_attention()
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         whole = skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention))
+        selfcheck.verify(whole)
         names = [name for name, _ in whole.named_parameters()]
         mapped = map_weights(folder, names, str(whole.base_model_prefix))
         plan = tree.plan_of(axes_of(whole), kept)
         # One by one, so that no second copy of the part is ever there.
         tensors = {name: tree.cut(mapped, {name: plan[name]})[name].to(dtype).contiguous() for name in plan}
-        module: Any = shrink(whole, tensors, kept)
+        part: Any = shrink(whole, tensors, kept)
         if (folder / "generation_config.json").is_file():
-            module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        return TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
+            part.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        module: nn.Module = part
+        return module
 
     def resolved_attention(self) -> str:
         """`eager` or `sdpa`; what `auto` stands for with this type of weights."""
