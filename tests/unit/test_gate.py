@@ -1,0 +1,235 @@
+"""The transfer gate against losses that are measured beside it, on a random model whose narrow parts are worse."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fedgen.adapter.lora import Lora
+from fedgen.data.synthetic import Synthetic
+from fedgen.errors import DataError, RunError
+from fedgen.extraction.depth import Depth
+from fedgen.extraction.full import Full as FullExtraction
+from fedgen.extraction.importance import Importance
+from fedgen.extraction.rolling import Rolling
+from fedgen.extraction.static import Static
+from fedgen.fleet.uniform import Uniform
+from fedgen.gate import GROWTH, prepare
+from fedgen.journal import read
+from fedgen.model.tiny import Tiny
+from fedgen.types import Part
+from fedgen.workers import Workers
+from tests.conformance.grounds import CLIENTS, make_ground
+from tests.unit.federation.test_local import QUICK, carry_out
+
+SEED = 1
+"""With it every part of less than half the width begins more than 0.2 nats above the whole."""
+
+DATA = Synthetic(num_owners=3, num_train=4, num_eval=4, num_public=12)
+WANTED = {"attic": 0.25, "barn": 0.5, "cellar": 1.0}
+
+
+class Noting(Workers):
+    """Workers that note what they are given."""
+
+    def __init__(self, learners):
+        super().__init__(learners)
+        self.noted = []
+
+    def map(self, job, items):
+        items = list(items)
+        self.noted.append(items)
+        return super().map(job, items)
+
+
+def gate_for(base, **fields):
+    """A gate, its workers, the state that it judges by, and who wants what."""
+    stages = {"extraction": Static(), "gate_margin": 0.2, "seed": SEED, "evaluation_batch_size": 5, "data": DATA}
+    experiment = make_ground(base, Lora(rank=2), **{**stages, **fields}).experiment
+    workers = Noting(experiment.learners(base, 2))
+    gate = prepare(experiment, base, workers, experiment.data.load(SEED), CLIENTS)
+    state = workers.borrow(experiment.initial_state)
+    wanted = {client: gate.ground.part(client, 1, width) for client, width in WANTED.items()}
+    return gate, workers, state, wanted
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Tiny(hidden_size=16, num_heads=2, num_kv_heads=2, intermediate_size=8).load(SEED)
+
+
+def measured(base, part):
+    """Mean loss per answer token of a part on the public examples, without an adapter and example by example."""
+    learner = base.learner(base.part(part.kept).replica(private=False), {})
+    scores = [learner.score([encoded])[0] for encoded in learner.encode(DATA.load(SEED).public)]
+    return sum(score.nll for score in scores) / sum(score.num_tokens for score in scores)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"gate_margin": None}, {"extraction_mode": "window"}, {"extraction": FullExtraction()}],
+    ids=["no margin", "windows", "no parts"],
+)
+def test_without_anything_to_judge_all_pass_and_nothing_is_measured(base, fields):
+    gate, workers, state, wanted = gate_for(base, **fields)
+    assert gate.admit(wanted, state, 1) == (wanted, {})
+    assert workers.noted == []
+    # So there need not be any examples to measure on either.
+    gate_for(base, **fields, data=dataclasses.replace(DATA, num_public=0))
+
+
+def test_losses_are_those_of_the_parts(base):
+    gate, _, state, wanted = gate_for(base, gate_margin=100.0)
+    admitted, told = gate.admit(wanted, state, 1)
+    assert admitted == wanted
+    assert told["base_loss"] == pytest.approx(measured(base, Part()), rel=1e-5)
+    assert told["limit"] == told["base_loss"] + 100.0
+    assert told["plans"] == [
+        {"width": width, "loss": pytest.approx(measured(base, wanted[client]), rel=1e-5), "clients": 1}
+        | {"decision": "kept", "to": None}
+        for width, client in [(1.0, "cellar"), (0.5, "barn"), (0.25, "attic")]
+    ]
+
+
+def test_a_hopeless_part_is_enlarged_until_it_passes(base):
+    gate, _, state, wanted = gate_for(base)
+    admitted, told = gate.admit(wanted, state, 1)
+    limit = measured(base, Part()) + 0.2
+    expected = {}
+    for client, width in WANTED.items():
+        while measured(base, gate.ground.part(client, 1, width)) > limit:
+            width = min(1.0, width * GROWTH)
+        expected[client] = width
+    # Not the next step, and not the whole.
+    assert expected["attic"] == 0.25 * GROWTH**4
+    assert {client: part.width for client, part in admitted.items()} == expected
+    for client, part in admitted.items():
+        assert {a: i.tolist() for a, i in part.kept.items()} == {
+            a: i.tolist() for a, i in gate.ground.part(client, 1, expected[client]).kept.items()
+        }
+    assert told["plans"] == [
+        {"width": 1.0, "loss": told["base_loss"], "clients": 1, "decision": "kept", "to": None},
+        {"width": 0.5, "loss": pytest.approx(measured(base, wanted["barn"]), rel=1e-5), "clients": 1}
+        | {"decision": "enlarged", "to": expected["barn"]},
+        {"width": 0.25, "loss": pytest.approx(measured(base, wanted["attic"]), rel=1e-5), "clients": 1}
+        | {"decision": "enlarged", "to": expected["attic"]},
+    ]
+    assert told["plans"][2]["loss"] > told["limit"] > told["base_loss"]
+
+
+def test_or_it_is_not_sent(base):
+    gate, _, state, wanted = gate_for(base, gate_enlarges=False)
+    admitted, told = gate.admit(wanted, state, 1)
+    assert admitted == {"cellar": wanted["cellar"]}
+    assert [(line["width"], line["decision"], line["to"]) for line in told["plans"]] == [
+        (1.0, "kept", None),
+        (0.5, "refused", None),
+        (0.25, "refused", None),
+    ]
+
+
+def test_clients_of_one_width_are_told_together_by_what_became_of_them(base):
+    gate, _, state, _ = gate_for(base, gate_enlarges=False)
+    # Three parts under one width, as importance or chance could have picked them.
+    kept = [gate.ground.part(client, 1, width).kept for client, width in zip(CLIENTS, (0.75, 0.25, 0.6), strict=True)]
+    wanted = {client: Part(0.25, units) for client, units in zip(CLIENTS, kept, strict=True)}
+    losses = {client: measured(base, part) for client, part in wanted.items()}
+    least, middle, most = sorted(losses.values())
+    margin = (least + middle) / 2 - measured(base, Part())
+    assert margin > 0
+    ground = dataclasses.replace(
+        gate.ground, experiment=dataclasses.replace(gate.ground.experiment, gate_margin=margin)
+    )
+    admitted, told = dataclasses.replace(gate, ground=ground).admit(wanted, state, 1)
+    assert admitted.keys() == {client for client, loss in losses.items() if loss == least}
+    assert told["plans"] == [
+        {"width": 0.25, "loss": pytest.approx(loss, rel=1e-5), "clients": number, "decision": decision, "to": None}
+        for decision, number, loss in [("kept", 1, least), ("refused", 2, (middle + most) / 2)]
+    ]
+
+
+def test_each_distinct_part_is_measured_once(base):
+    gate, workers, state, _ = gate_for(base)
+    widths = {"attic": 0.25, "barn": 0.25, "cellar": 0.5 / GROWTH}
+    gate.admit({client: gate.ground.part(client, 1, width) for client, width in widths.items()}, state, 1)
+    keys = [key for items in workers.noted for key, _ in items]
+    assert len(keys) == len(set(keys))
+    # The whole and 2 and 4 units; then 3 and 5 units. The narrow ones come to 4 and 5 as well, which are known by then.
+    assert [len(items) for items in workers.noted] == [3, 2, 0, 0, 0]
+
+
+def test_the_whole_is_measured_once_however_many_have_it(base):
+    gate, workers, state, _ = gate_for(base)
+    admitted, told = gate.admit(dict.fromkeys(CLIENTS, Part()), state, 1)
+    assert admitted.keys() == set(CLIENTS)
+    assert [len(items) for items in workers.noted] == [1, 0]
+    assert told["plans"] == [{"width": 1.0, "loss": told["base_loss"], "clients": 3, "decision": "kept", "to": None}]
+
+
+@pytest.mark.parametrize("extraction", [Rolling(stride=None), Importance(), Depth(num_first=1, num_last=0)])
+def test_parts_of_any_kind_grow_to_the_whole_at_worst(base, extraction):
+    gate, _, state, _ = gate_for(base, extraction=extraction, gate_margin=0.0)
+    wanted = {client: gate.ground.part(client, 2, 0.25) for client in CLIENTS}
+    admitted, told = gate.admit(wanted, state, 2)
+    assert admitted.keys() == set(CLIENTS)
+    for part in admitted.values():
+        assert measured(base, part) <= told["limit"] + 1e-5
+
+
+def test_a_model_that_says_nothing_any_more_ends_no_run(base):
+    gate, _, state, wanted = gate_for(base)
+    broken = {name: torch.full_like(tensor, math.nan) for name, tensor in state.items()}
+    admitted, told = gate.admit(wanted, broken, 1)
+    assert math.isnan(told["base_loss"])
+    assert {client: part.kept for client, part in admitted.items()} == {client: {} for client in CLIENTS}
+
+
+def test_a_state_is_judged_as_it_is_now(base):
+    gate, _, state, wanted = gate_for(base, gate_margin=100.0)
+    generator = torch.Generator().manual_seed(0)
+    changed = {name: tensor + torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    before, after = (gate.admit(wanted, now, 1)[1] for now in (state, changed))
+    assert after["base_loss"] != pytest.approx(before["base_loss"], abs=0.01)
+    assert [line["loss"] for line in after["plans"]] != [line["loss"] for line in before["plans"]]
+
+
+def test_scores_come_from_public_examples(base):
+    gate, _, _, _ = gate_for(base, extraction=Importance(), gate_margin=None)
+    learner = base.learner(base.replica(private=False), {})
+    encoded = learner.encode(DATA.load(SEED).public)
+    expected = [learner.importance(encoded[start : start + 5])["ffn.0"] for start in (0, 5, 10)]
+    assert gate.ground.scores is not None
+    assert torch.allclose(gate.ground.scores["ffn.0"], torch.stack(expected).mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"extraction": Importance(), "gate_margin": None}])
+def test_without_public_examples_there_is_a_way_out(base, fields):
+    with pytest.raises(DataError, match=r"has none; give some with data\.public or data\.num_public"):
+        gate_for(base, **fields, data=dataclasses.replace(DATA, num_public=0))
+
+
+FIELDS = {
+    "seed": SEED,
+    "num_rounds": 9,
+    "data": DATA,
+    "model": Tiny(hidden_size=16, num_heads=2, num_kv_heads=2, intermediate_size=8),
+    "extraction": Static(),
+    "fleet": Uniform(width=0.25),
+    "gate_margin": 0.1,
+}
+
+
+def test_a_run_whose_parts_are_all_refused_stops_after_three_rounds_and_says_why(tmp_path):
+    with pytest.raises(RunError, match=r"3 rounds in a row \(the transfer gate sent no part .*\)\. Raise gate_margin"):
+        carry_out(dataclasses.replace(QUICK, **FIELDS, gate_enlarges=False), tmp_path)
+
+
+def test_a_run_tells_what_the_gate_has_decided(tmp_path):
+    experiment = dataclasses.replace(QUICK, **{**FIELDS, "num_rounds": 1})
+    lines = read(carry_out(experiment, tmp_path).metrics_file)
+    (verdict,) = (line["gate"] for line in lines if line["kind"] == "round" and line["round"] == 1)
+    assert verdict.keys() == {"limit", "base_loss", "plans"}
+    ((decision, number, to),) = ((line["decision"], line["clients"], line["to"]) for line in verdict["plans"])
+    assert (decision, number) == ("enlarged", 3)
+    assert {line["width"] for line in lines if line["kind"] == "client"} == {to}
