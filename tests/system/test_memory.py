@@ -12,25 +12,38 @@ from fedgen.cli import runs, train
 from fedgen.cli.main import main
 from fedgen.federation import local
 
-def peak(num_owners):
+def peak(num_owners, more):
     pid = os.fork()
     if not pid:
         os.environ["FEDGEN_RUNS"] = os.path.join(sys.argv[1], str(num_owners))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         words = ["model=tiny", "data=synthetic", f"data.num_owners={num_owners}", "num_rounds=2", "client.num_steps=2"]
-        os._exit(main(["train", *words, "num_evaluated=16", "num_evaluated_per_round=16"]))
+        os._exit(main(["train", *words, "num_evaluated=16", "num_evaluated_per_round=16", *more]))
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, status
     return usage.ru_maxrss
 
-print(json.dumps({number: peak(number) for number in (4, 100)}))
+print(json.dumps({number: peak(number, sys.argv[3:]) for number in json.loads(sys.argv[2])}))
 """
 
 
-def test_a_hundred_clients_need_what_four_need(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-    )
+def peaks_of(folder, numbers, *more):
+    """Peak memory of runs with so many clients, in kilobytes."""
+    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(numbers), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    peaks = json.loads(done.stdout)
-    assert peaks["100"] <= 1.1 * peaks["4"], peaks
+    return [json.loads(done.stdout)[str(number)] for number in numbers]
+
+
+def test_a_hundred_clients_need_what_four_need(tmp_path):
+    few, many = peaks_of(tmp_path, [4, 100])
+    assert many <= 1.1 * few, (few, many)
+
+
+def test_so_do_forty_that_each_train_another_part_of_all_weights(tmp_path):
+    """The model is 27 MB, so that forty updates would be there to see."""
+    larger = ["model.hidden_size=384", "model.num_layers=4", "num_rounds=1", "data.num_train=4", "num_evaluated=4"]
+    few, many = peaks_of(
+        tmp_path, [4, 40], *larger, "adapter=full", "export=merged", "extraction=random", "fleet.widths=[0.5]"
+    )
+    assert many <= 1.1 * few, (few, many)

@@ -18,6 +18,7 @@ class Line:
 
     parameter: nn.Parameter = field(default_factory=lambda: nn.Parameter(torch.zeros(1)))
     seen: list[list[int]] = field(default_factory=list)
+    among: list[object] = field(default_factory=list)
 
     def parameters(self):
         return {"w": self.parameter}
@@ -37,6 +38,7 @@ class Line:
 
     def loss(self, batch, among=None):
         self.seen.append([encoded.ids[0] for encoded in batch])
+        self.among.append(among)
         return torch.stack([(self.parameter - e.ids[0]).square().sum() for e in batch]).mean()
 
 
@@ -158,3 +160,13 @@ def test_plain_loop_of_the_paper_gives_the_same_weights():
 def test_values_out_of_range_are_refused_by_name(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         FirstOrder(**fields)
+
+
+def test_the_softmax_may_be_over_the_tokens_of_the_answers_alone():
+    mine = [Encoded((7, 9, 2), 1), Encoded((1, 3, 9), 2)]
+    line = Line()
+    FirstOrder(num_steps=2, mask_absent=True).train(line, mine, 0.0, generator())
+    assert [among.tolist() for among in line.among] == [[2, 9], [2, 9]]
+    line = Line()
+    FirstOrder(num_steps=1).train(line, mine, 0.0, generator())
+    assert line.among == [None]

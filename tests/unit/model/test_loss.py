@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedgen.model.loss import CHUNK_TOKENS, mean_loss, token_losses
+from fedgen.model.loss import CHUNK_TOKENS, mean_loss, restrict, token_losses
 
 
 @pytest.fixture
@@ -41,3 +41,25 @@ def test_token_losses_and_first_choices(case):
     assert torch.allclose(losses, cross_entropy(hidden @ head.T, targets, reduction="none"), atol=1e-5)
     assert torch.equal(right, (hidden @ head.T).argmax(1) == targets)
     assert right[5]
+
+
+def test_tokens_that_take_no_part_are_as_with_logits_of_minus_infinity(case):
+    hidden, head, targets = case
+    among = torch.tensor([1, 4, 5, 17, 39])
+    targets = among[targets % len(among)]
+    absent = torch.ones(40, dtype=torch.bool)
+    absent[among] = False
+    expected = cross_entropy((hidden @ head.T).masked_fill(absent, -torch.inf), targets)
+    ours = mean_loss(hidden, *restrict(head, targets, among))
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = torch.autograd.grad(ours, [hidden, head])
+    for a, b in zip(gradients, torch.autograd.grad(expected, [hidden, head]), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert not gradients[1][absent].any()
+
+
+def test_without_a_choice_the_head_is_not_copied(case):
+    _, head, targets = case
+    kept = restrict(head, targets, None)
+    assert kept[0] is head
+    assert kept[1] is targets
