@@ -40,10 +40,10 @@ def test_a_hundred_clients_need_what_four_need(tmp_path):
     assert many <= 1.1 * few, (few, many)
 
 
-def test_so_do_forty_that_each_train_another_part_of_all_weights(tmp_path):
-    """The model is 27 MB, so that forty updates would be there to see."""
+def test_so_do_fifty_that_each_train_another_part_of_all_weights(tmp_path):
+    """The model is 27 MB, so that forty more updates would be there to see; ten fill all threads' arenas."""
     larger = ["model.hidden_size=384", "model.num_layers=4", "num_rounds=1", "data.num_train=4", "num_evaluated=4"]
     few, many = peaks_of(
-        tmp_path, [4, 40], *larger, "adapter=full", "export=merged", "extraction=random", "fleet.widths=[0.5]"
+        tmp_path, [10, 50], *larger, "adapter=full", "export=merged", "extraction=random", "fleet.widths=[0.5]"
     )
     assert many <= 1.1 * few, (few, many)

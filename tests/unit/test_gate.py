@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 
+from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
+from fedgen.client.first_order import FirstOrder
 from fedgen.data.synthetic import Synthetic
 from fedgen.errors import DataError, RunError
 from fedgen.extraction.depth import Depth
@@ -14,6 +17,7 @@ from fedgen.extraction.full import Full as FullExtraction
 from fedgen.extraction.importance import Importance
 from fedgen.extraction.rolling import Rolling
 from fedgen.extraction.static import Static
+from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.gate import GROWTH, prepare
 from fedgen.journal import read
@@ -46,7 +50,7 @@ class Noting(Workers):
 def gate_for(base, **fields):
     """A gate, its workers, the state that it judges by, and who wants what."""
     stages = {"extraction": Static(), "gate_margin": 0.2, "seed": SEED, "evaluation_batch_size": 5, "data": DATA}
-    experiment = make_ground(base, Lora(rank=2), **{**stages, **fields}).experiment
+    experiment = make_ground(base, **{"adapter": Lora(rank=2), **stages, **fields}).experiment
     workers = Noting(experiment.learners(base, 2))
     gate = prepare(experiment, base, workers, experiment.data.load(SEED), CLIENTS)
     state = workers.borrow(experiment.initial_state)
@@ -192,6 +196,43 @@ def test_a_state_is_judged_as_it_is_now(base):
     before, after = (gate.admit(wanted, now, 1)[1] for now in (state, changed))
     assert after["base_loss"] != pytest.approx(before["base_loss"], abs=0.01)
     assert [line["loss"] for line in after["plans"]] != [line["loss"] for line in before["plans"]]
+
+
+def residual_warning(base, num_steps, **fields):
+    """What is said of cutting the residual stream of a model that has learned the public examples in so many steps."""
+    stages = {"adapter": Full(), "extraction": Static(axes=("residual",)), "gate_margin": None}
+    stages |= {"fleet": Levels(widths=(1.0, 0.5, 0.25)), "client": FirstOrder(learning_rate=0.02, num_steps=num_steps)}
+    gate, workers, state, _ = gate_for(base, **{**stages, **fields})
+
+    def learn(learner):
+        learner.load(state)
+        encoded = learner.encode(DATA.load(SEED).public)
+        gate.ground.experiment.client.train(learner, encoded, 0.0, torch.Generator().manual_seed(0))
+        return learner.state()
+
+    return gate.warn_of_residual(workers.borrow(learn))
+
+
+def test_a_model_that_knows_something_is_not_cut_in_the_residual_stream_without_a_warning(base):
+    (text,) = residual_warning(base, 60)
+    assert text.startswith("cutting the residual stream harms this model: a part of width 0.5 begins with a loss of ")
+    part, whole = (float(number) for number in re.findall(r"(\d+\.\d+)(?: nats|;)", text))
+    assert part > whole + 1
+    assert whole < 0.5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_steps": 1},
+        {"extraction": Static()},
+        {"fleet": Levels(widths=(1.0,))},
+        {"data": dataclasses.replace(DATA, num_public=0)},
+    ],
+    ids=["knows nothing", "other axes", "nobody is narrow", "cannot be measured"],
+)
+def test_else_there_is_none(base, fields):
+    assert residual_warning(base, **{"num_steps": 60, **fields}) == []
 
 
 def test_scores_come_from_public_examples(base):
