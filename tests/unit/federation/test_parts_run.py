@@ -39,11 +39,14 @@ from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
 
 
+SMALL = Synthetic(num_owners=4, num_train=8, num_eval=8, num_public=8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unmeasured:
     """Examples without any to be measured on, which is most of the time of so small a run."""
 
-    inner: Synthetic = Synthetic(num_owners=4, num_train=8, num_eval=8, num_public=8)
+    inner: Synthetic = SMALL
 
     def load(self, seed):
         return dataclasses.replace(self.inner.load(seed), evaluation={})
