@@ -38,7 +38,6 @@ from fedgen.partition.by_owner import ByOwner
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
 
-
 SMALL = Synthetic(num_owners=4, num_train=8, num_eval=8, num_public=8)
 
 
