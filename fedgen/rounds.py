@@ -191,7 +191,7 @@ def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> 
             # Most cohorts get one and the same part; it is packed once.
             payload = whole = experiment.wire.encode(state) if whole is None else whole
         else:
-            payload = experiment.wire.encode(tree.cut(state, plan))
+            payload = experiment.wire.encode(state, plan)
         now, last, base_bytes = time.perf_counter(), dispatch.coverage.last.get(client), 0
         if not dispatch.devices[client].has_base:
             base_bytes = ground.base_bytes(part, last)

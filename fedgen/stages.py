@@ -26,6 +26,7 @@ from fedgen.types import (
     Kept,
     Metrics,
     Observer,
+    Plan,
     Prompt,
     State,
     Steps,
@@ -144,8 +145,8 @@ class Client(Protocol):
 class Wire(Protocol):
     """State ↔ bytes."""
 
-    def encode(self, state: State) -> Payload:
-        """Packs a state."""
+    def encode(self, state: State, plan: Plan | None = None) -> Payload:
+        """Packs a state, or what a plan keeps of it."""
 
     def decode(self, payload: Payload) -> State:
         """Unpacks it.

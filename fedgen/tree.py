@@ -122,8 +122,10 @@ def positions(dim: Dim, units: Index, num_units: int) -> Index:
     return (starts + units[None, :, None] * dim.span + torch.arange(dim.span)).reshape(-1)
 
 
-def cut(state: State, plan: Plan) -> State:
+def cut(state: State, plan: Plan, out: State | None = None) -> State:
     """The part of the state that the plan names. What is one stretch, or whole, is a view and not copied.
+
+    With ``out`` everything is copied there and nowhere else: new memory costs several times what copying does.
 
     >>> state = {"w": torch.arange(6.0).reshape(2, 3)}
     >>> cut(state, {"w": (None, torch.tensor([0, 2]))})["w"].tolist()
@@ -133,9 +135,12 @@ def cut(state: State, plan: Plan) -> State:
     part: State = {}
     for name, kept in plan.items():
         tensor = state[name]
-        for dim, index in enumerate(kept):
-            if index is not None:
-                tensor = _pick(tensor, dim, index, runs(index))
+        cuts = [(dim, index) for dim, index in enumerate(kept) if index is not None]
+        for number, (dim, index) in enumerate(cuts, 1):
+            into = out[name] if out is not None and number == len(cuts) else None
+            tensor = _pick(tensor, dim, index, runs(index), into)
+        if out is not None and not cuts:
+            tensor = out[name].copy_(tensor)
         part[name] = tensor
     return part
 
@@ -252,15 +257,15 @@ class _Runs:
         return found
 
 
-def _pick(tensor: Tensor, dim: int, index: Index, runs: list[tuple[int, int]]) -> Tensor:
+def _pick(tensor: Tensor, dim: int, index: Index, runs: list[tuple[int, int]], into: Tensor | None) -> Tensor:
     """The positions along one dimension: whole stretches where there are few, else one by one."""
     if len(runs) > MAX_RUNS:
-        return tensor.index_select(dim, index)
-    if len(runs) == 1:
+        return tensor.index_select(dim, index) if into is None else torch.index_select(tensor, dim, index, out=into)
+    if len(runs) == 1 and into is None:
         return tensor.narrow(dim, *runs[0])
     shape = list(tensor.shape)
     shape[dim] = len(index)
-    picked, begin = tensor.new_empty(shape), 0
+    picked, begin = tensor.new_empty(shape) if into is None else into, 0
     for start, length in runs:
         picked.narrow(dim, begin, length).copy_(tensor.narrow(dim, start, length))
         begin += length

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedgen import tree
 from fedgen.errors import ClientError
 from fedgen.messages import Payload
-from fedgen.types import State
+from fedgen.types import Plan, State
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64}
 ALIGNMENT_BYTES = 64
@@ -22,21 +23,27 @@ ALIGNMENT_BYTES = 64
 class Dense:
     """All entries at full precision."""
 
-    def encode(self, state: State) -> Payload:
-        """Packs the tensors in the order of the state.
+    def encode(self, state: State, plan: Plan | None = None) -> Payload:
+        """Packs the tensors in the order of the state, or what a plan keeps of them in the order of the plan.
 
         Raises:
             ValueError: a tensor is of a type that the wire does not carry.
         """
+        plan = {name: (None,) * tensor.dim() for name, tensor in state.items()} if plan is None else plan
         names = {dtype: name for name, dtype in DTYPES.items()}
-        unknown = {str(t.dtype) for t in state.values()} - {str(dtype) for dtype in names}
+        unknown = {str(state[name].dtype) for name in plan} - {str(dtype) for dtype in names}
         if unknown:
             raise ValueError(f"dense carries {', '.join(DTYPES)}, not {', '.join(sorted(unknown))}")
-        manifest = tuple((name, names[t.dtype], tuple(t.shape)) for name, t in state.items())
+        manifest = tuple(
+            (name, names[state[name].dtype], tuple(tree.extent(state[name], kept))) for name, kept in plan.items()
+        )
         starts = _starts(manifest)
         data = torch.zeros(starts[-1], dtype=torch.uint8)
-        for tensor, start in zip(state.values(), starts, strict=False):
-            _view(data, start, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+        places = {
+            name: _view(data, start, DTYPES[dtype], shape)
+            for (name, dtype, shape), start in zip(manifest, starts, strict=False)
+        }
+        tree.cut(state, plan, places)
         return Payload(manifest, data)
 
     def decode(self, payload: Payload) -> State:

@@ -111,3 +111,13 @@ def test_a_lying_shape_is_refused_or_stays_within_the_bytes(name, shape):
     with contextlib.suppress(ClientError):
         state = wire.decode(dataclasses.replace(payload, manifest=((first, dtype, tuple(shape)), *rest)))
         assert list(state[first].shape) == shape
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_what_a_plan_keeps_is_packed_as_if_it_had_been_cut_before(name):
+    state = {"a": torch.arange(60.0).reshape(6, 10), "b": torch.arange(4.0), "left out": torch.ones(3)}
+    plan = {"b": (None,), "a": (torch.tensor([0, 1, 5]), torch.tensor([2, 3, 4, 9]))}
+    cut = {name: tensor.contiguous() for name, tensor in tree.cut(state, plan).items()}
+    ours, expected = WIRES[name].encode(state, plan), WIRES[name].encode(cut)
+    assert ours.manifest == expected.manifest
+    assert torch.equal(ours.data, expected.data)

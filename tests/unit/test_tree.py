@@ -233,3 +233,15 @@ def test_largest_and_bytes():
     assert tree.largest({}) == 0.0
     assert tree.largest({"a": torch.tensor([1.0, -3.0]), "e": torch.zeros(0)}) == 3.0
     assert tree.num_bytes({"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}) == 16
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_cut_into_memory_that_is_there_is_the_same_and_lies_there(step):
+    """Stretches, and with every other position more of them than are copied one by one."""
+    state = {"w": torch.randn(9, 200, generator=torch.Generator().manual_seed(0)), "v": torch.arange(5.0)}
+    plan = {"w": (torch.tensor([0, 1, 7]), torch.arange(0, 200, step)), "v": (None,)}
+    expected = tree.cut(state, plan)
+    out = {name: torch.full(tensor.shape, torch.nan) for name, tensor in expected.items()}
+    part = tree.cut(state, plan, out)
+    assert all(torch.equal(out[name], expected[name]) for name in expected)
+    assert all(part[name].data_ptr() == out[name].data_ptr() for name in expected)
