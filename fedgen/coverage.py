@@ -55,7 +55,8 @@ class Coverage:
         """Goes through what a journal says of earlier rounds; the parts follow from round, client and width."""
         for line in lines:
             if line["kind"] == "client":
-                part = self._ground.part(line["client"], line["round"], line["width"])
+                narrowed = line.get("top_layers", 1.0), line.get("rank")
+                part = self._ground.part(line["client"], line["round"], line["width"], *narrowed)
                 self.last[line["client"]] = part
                 if line["refused"] is None:
                     self.reach(part)

@@ -5,7 +5,7 @@ help the whole. So the loss of every distinct part is measured on public example
 than the margin allows is made larger, or is not sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedgen import tree
@@ -40,13 +40,16 @@ class Gate:
     workers: Workers
     public: Sequence[Sequence[Encoded]]
 
-    def admit(self, wanted: Mapping[str, Part], state: State, round: int) -> tuple[dict[str, Part], Record]:
+    def admit(
+        self, wanted: Mapping[str, Part], state: State, round: int, full: Collection[str] = ()
+    ) -> tuple[dict[str, Part], Record]:
         """The parts that may be sent, by client, and what there is to tell of it.
 
         Args:
             wanted: client → the part that it would get.
             state: what the parts are cut from.
             round: counted from 1.
+            full: clients that cannot hold more than that; their parts are not made larger.
         """
         margin = self.ground.experiment.gate_margin
         if margin is None or not _measures(self.ground.experiment):
@@ -62,7 +65,8 @@ class Gate:
             admitted |= passed
             if not self.ground.experiment.gate_enlarges:
                 break
-            pending = {c: self._larger(c, part, round) for c, part in pending.items() if c not in passed}
+            failed = {c: part for c, part in pending.items() if c not in passed and c not in full}
+            pending = {c: self._larger(c, part, round) for c, part in failed.items()}
             losses = self._losses(pending, state, round, known)
         for width in sorted({part.width for part in wanted.values()}, reverse=True):
             told += _tell(width, wanted, admitted, first)
@@ -119,8 +123,18 @@ class Gate:
         return {client: known[key] for client, key in keys.items()}
 
 
-def prepare(experiment: Experiment, base: Base, workers: Workers, dataset: Dataset, clients: Sequence[str]) -> Gate:
+def prepare(
+    experiment: Experiment, base: Base, workers: Workers, dataset: Dataset, clients: Sequence[str], *, plans: bool = False
+) -> Gate:
     """What is known before the first round, with the gate that decides by it.
+
+    Args:
+        experiment: what to do.
+        base: the model.
+        workers: measure.
+        dataset: has the public examples.
+        clients: names of all clients.
+        plans: devices may be planned for, whatever the fleet says.
 
     Raises:
         DataError: something has to be measured on public examples, and there are none.
@@ -140,7 +154,9 @@ def prepare(experiment: Experiment, base: Base, workers: Workers, dataset: Datas
     def know(learner: Learner) -> Ground:
         learner.load(experiment.initial_state(learner))
         scores = scores_of(learner, public) if experiment.extraction.needs_scores else None
-        return ground_of(experiment, base, learner, clients, scores)
+        devices = experiment.fleet.devices(clients, 1, experiment.seed).values()
+        told = plans or any(device.memory_bytes is not None for device in devices)
+        return ground_of(experiment, base, learner, clients, scores, plans=told)
 
     return Gate(workers.borrow(know), workers, public)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fedgen.types import Metrics, Part
+from fedgen.types import Metrics, Part, Rung
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Request:
         part: what the client works with.
         payload: what it needs of the state.
         base: SHA-256 of the model that the part is of; a device with another one refuses.
+        rung: how the client works so that it fits.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Request:
     part: Part
     payload: Payload
     base: str = ""
+    rung: Rung = field(default_factory=Rung)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ Everything is derived from a few numbers (strategy, seed, round, client, width),
 same part. Nothing here depends on what kind of model it is.
 """
 
+import dataclasses
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from fedgen import seeds, tree
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
-from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Scores, State, Steps
+from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Rung, Scores, State, Steps
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Ground:
         fixed: the adapter's tensors that never change.
         clients: names of all clients, sorted.
         scores: how much each unit matters; empty unless the extraction asks.
+        plans: some devices tell their memory, so that the planner decides how they work.
     """
 
     experiment: Experiment
@@ -38,16 +41,39 @@ class Ground:
     fixed: State
     clients: tuple[str, ...] = ()
     scores: Scores | None = None
+    plans: bool = False
 
     @property
     def makes_parts(self) -> bool:
         """Whether any client may get less than the whole."""
         return bool(self.experiment.extraction.axes)
 
-    def part(self, client: str, round: int, width: float) -> Part:
-        """What a client of some width gets in a round; all of the model from an extraction that cuts nothing."""
-        if not self.makes_parts:
-            return Part()
+    def at(self, rung: Rung, bases: "Bases") -> "Ground":
+        """The same for a client that works on a rung of the planner's ladder."""
+        experiment = self.experiment
+        client = experiment.light_client if rung.light else experiment.client
+        assert client is not None, "a rung is light only where there is a light client"
+        base = bases.of(rung.dtype).at(rung)
+        return dataclasses.replace(self, experiment=dataclasses.replace(experiment, client=client.at(rung)), base=base)
+
+    def part(
+        self, client: str, round: int, width: float, top_layers: float = 1.0, rank: int | None = None
+    ) -> Part:
+        """What a client gets in a round.
+
+        Args:
+            client: its name.
+            round: counted from 1.
+            width: share of the units of every cut axis; an extraction that cuts nothing gives all of the model.
+            top_layers: share of the layers that it trains.
+            rank: rows of low-rank factors that it holds, the first ones; None for all.
+        """
+        kept = self._kept(client, round, width) if self.makes_parts else Kept()
+        if rank is not None and rank < self.axes.units["rank"]:
+            kept["rank"] = torch.arange(rank) if "rank" not in kept else kept["rank"][:rank]
+        return Part(width if self.makes_parts else 1.0, kept, top_layers, rank)
+
+    def _kept(self, client: str, round: int, width: float) -> Kept:
         extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
         for axis, units in self.axes.units.items():
             num_kept = units_of(width, units)
@@ -57,7 +83,7 @@ class Ground:
                 index = extraction.keep(Choice(axis, units, num_kept, round, client, place, among, seed, scores))
                 if len(index) < units:
                     kept[axis] = index
-        return Part(width, kept)
+        return kept
 
     def sent(self, part: Part) -> Plan:
         """What goes to the client: its part of the state, or all of it for a window."""
@@ -69,12 +95,18 @@ class Ground:
         """What comes back: what the client trains of its part in this round."""
         adapter = self.experiment.adapter
         plan = tree.plan_of(self.axes, part.kept)
-        return {name: positions for name, positions in plan.items() if adapter.is_trained(name, round)}
+        lowest = math.floor(self.axes.units.get("layer", 0) * (1 - part.top_layers) + 1e-9)
+        return {
+            name: positions
+            for name, positions in plan.items()
+            # What lies in no layer is above or below all of them; only a client that trains all layers trains it.
+            if adapter.is_trained(name, round) and self.axes.members.get(name, ("", 0))[1] >= lowest
+        }
 
     def is_plain(self, part: Part, round: int) -> bool:
         """Whether a client works with the whole model and trains all that travels: any learner will do."""
         adapter, travelling = self.experiment.adapter, self.axes.dims.keys() - self.fixed.keys()
-        if part.kept or self.experiment.extraction.steps(part.width).widths:
+        if part.kept or part.top_layers < 1 or self.experiment.extraction.steps(part.width).widths:
             return False
         return all(adapter.is_trained(name, round) for name in travelling)
 
@@ -85,13 +117,13 @@ class Ground:
         plan = tree.plan_of(self.axes, {} if window else kept)
         base = self.base if window else self.base.part(kept)
         module = adapter.attach(base.replica(private=adapter.trains_base), plan.keys())
-        parameters = adapter.parameters(module)
+        parameters, returned = adapter.parameters(module), self.returned(part, round)
         for name, parameter in parameters.items():
-            parameter.requires_grad_(adapter.is_trained(name, round))
+            parameter.requires_grad_(name in returned)
             if tree.extent(parameter, plan[name]) != list(parameter.shape):
                 # The model's own axes are cut already; the rank is the adapter's.
                 parameter.data = parameter.data.new_zeros(tree.extent(parameter, plan[name]))
-        learner = base.learner(module, parameters, self.returned(part, round) if window else None)
+        learner = base.learner(module, parameters, returned if window else None)
         learner.load(tree.cut(self.fixed, {name: plan[name] for name in self.fixed if name in plan}))
         if experiment.scale_parts and not window:
             base.rescale(learner, self.base_axes, kept)
@@ -132,8 +164,44 @@ class Ground:
         )
 
 
+class Bases:
+    """The model in each type of weights that somebody asks for; each is loaded once, when it is first asked for.
+
+    Args:
+        experiment: has the model.
+        base: the model as it is loaded already.
+        dtype: type of its weights; None for that of the experiment.
+
+    Attributes:
+        lightest: type in which the weights take least memory.
+    """
+
+    def __init__(self, experiment: Experiment, base: Base, dtype: str | None = None) -> None:
+        self.lightest = experiment.model.lightest
+        self._experiment = experiment
+        self._loaded: dict[str | None, Base] = {None: base, dtype: base}
+        self._lock = threading.Lock()
+
+    def of(self, dtype: str | None) -> Base:
+        """The model with its frozen weights in a type; None for that of the experiment.
+
+        Raises:
+            ModelError: it cannot be loaded so.
+        """
+        with self._lock:
+            if dtype not in self._loaded:
+                self._loaded[dtype] = self._experiment.model.load(self._experiment.seed, dtype=dtype)
+            return self._loaded[dtype]
+
+
 def ground_of(
-    experiment: Experiment, base: Base, learner: Learner, clients: Sequence[str], scores: Scores | None
+    experiment: Experiment,
+    base: Base,
+    learner: Learner,
+    clients: Sequence[str],
+    scores: Scores | None,
+    *,
+    plans: bool = False,
 ) -> Ground:
     """What is known before the first round.
 
@@ -143,6 +211,7 @@ def ground_of(
         learner: one over the whole of it.
         clients: names of all clients.
         scores: how much each unit matters, if the extraction asks.
+        plans: the planner may ask for parts besides.
 
     Raises:
         ConfigError: an axis is to be cut that is not there.
@@ -150,7 +219,7 @@ def ground_of(
     """
     fixed = experiment.fixed_tensors(learner)
     state = {**fixed, **experiment.initial_state(learner)}
-    if experiment.extraction.axes:
+    if experiment.extraction.axes or plans:
         base_axes = base.axes
         axes = experiment.adapter.axes(state, base_axes)
         kinds = {axis.partition(".")[0] for axis in axes.units}
@@ -163,7 +232,7 @@ def ground_of(
         # No dimension is ever cut, so none needs a name; models of any family can be used whole.
         base_axes = Axes({name: (None,) * weight.dim() for name, weight in base.weights.items()}, {})
         axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
-    return Ground(experiment, base, base_axes, axes, fixed, tuple(sorted(clients)), scores)
+    return Ground(experiment, base, base_axes, axes, fixed, tuple(sorted(clients)), scores, plans)
 
 
 def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:

@@ -54,6 +54,17 @@ def client(reply: Reply, refused: str | None, elapsed_s: float, bytes_down: int,
     }
 
 
+def plan(kind: str, rung: str, peak_bytes: int) -> Record:
+    """What a client's line says of a device whose work was planned.
+
+    Args:
+        kind: what the device is.
+        rung: how it works.
+        peak_bytes: what its process will hold at most, by the planner's word.
+    """
+    return {"kind_of_device": kind, "rung": rung, "predicted_peak_bytes": peak_bytes}
+
+
 def round(experiment: Experiment, number: int, clients: Sequence[Record]) -> Record:
     """A round is over: sums over its clients; the loss is their mean, weighted by examples."""
     counted = [record for record in clients if record["refused"] is None and record["loss"] is not None]

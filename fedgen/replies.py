@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ class Sent:
         bytes_down: of all that travelled.
         base_bytes: of these, slices of the base model.
         seconds_encode: spent on packing.
+        told: what the journal is told of how the client works.
     """
 
     when: float
     bytes_down: int
     base_bytes: int
     seconds_encode: float
+    told: Record = field(default_factory=dict)
 
 
 class Replies:
@@ -78,7 +80,9 @@ class Replies:
         part = self._parts[reply.client]
         told = dataclasses.replace(reply, round=self._round, metrics=_finite(reply.metrics))
         line = records.client(told, refused, arrived - sent.when, sent.bytes_down, sent.seconds_encode + seconds_wire)
-        line |= {"width": part.width, "base_bytes": sent.base_bytes}
+        line |= {"width": part.width, "base_bytes": sent.base_bytes, **sent.told}
+        line |= {"top_layers": part.top_layers} if part.top_layers < 1 else {}
+        line |= {"rank": part.rank} if part.rank is not None else {}
         self.lines.append(line)
         self._by_client[reply.client] = line
         observe(line)

@@ -21,10 +21,11 @@ from fedgen.learner import Learner
 from fedgen.measure import converse, evaluate
 from fedgen.messages import Payload, Request
 from fedgen.parts import Ground
+from fedgen.planner import Forecast, Planner
 from fedgen.replies import Replies, Sent
 from fedgen.run import Run
 from fedgen.transport import Transport
-from fedgen.types import Card, Device, Example, Observer, Part, Record, State
+from fedgen.types import Card, Device, Example, Observer, Part, Record, Rung, State
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
@@ -37,6 +38,7 @@ class Server:
 
     Attributes:
         gate: decides which parts are sent.
+        planner: decides how devices work that tell their memory; None if none does.
         run: the folder that keeps everything.
         transport: reaches the devices.
         workers: learners of the server itself, for evaluation and export.
@@ -46,6 +48,7 @@ class Server:
     """
 
     gate: Gate
+    planner: Planner | None
     run: Run
     transport: Transport
     workers: Workers
@@ -100,13 +103,14 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    devices = _devices(server, round)
+    devices, declined = _devices(server, round)
     cohort = experiment.cohort(sorted(devices), round)
-    wanted = {client: server.ground.part(client, round, devices[client].width) for client in cohort}
-    parts, verdict = server.gate.admit(wanted, state, round)
+    wanted, plans = _wanted(server, {client: devices[client] for client in cohort}, round)
+    parts, verdict = server.gate.admit(wanted, state, round, plans.keys())
     server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts)})
     replies = Replies(server.ground, state, round, parts, coverage, server.run.path)
-    server.transport.send(_requests(server, state, round, _Dispatch(parts, devices, coverage, replies.sent)))
+    dispatch = _Dispatch(parts, devices, plans, coverage, replies.sent)
+    server.transport.send(_requests(server, state, round, dispatch))
     for reply in server.transport.receive():
         replies.take(reply, server.observe)
     replies.close()
@@ -117,6 +121,7 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
         server.observe(warning)
     summary = records.round(experiment, round, replies.lines)
     summary |= {"coverage": coverage.end_round()} | ({"gate": verdict} if verdict else {})
+    summary |= {"declined": declined} if declined else {}
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
     last = round == experiment.num_rounds
     if last or round % experiment.evaluate_every == 0:
@@ -137,27 +142,52 @@ class _Dispatch:
     Attributes:
         parts: client → what it gets.
         devices: client → what it has.
+        plans: client → how it works, of those for which the planner decides.
         coverage: knows what each client held last.
         sent: is filled as requests go out.
     """
 
     parts: Mapping[str, Part]
     devices: Mapping[str, Device]
+    plans: Mapping[str, Forecast]
     coverage: Coverage
     sent: dict[str, Sent]
 
 
-def _devices(server: Server, round: int) -> dict[str, Device]:
-    """The devices that take part in a round."""
+def _devices(server: Server, round: int) -> tuple[dict[str, Device], dict[str, str]]:
+    """The devices that take part in a round, and why others decline."""
     found = server.experiment.fleet.devices(server.ground.clients, round, server.experiment.seed)
     here = set(server.transport.nodes())
     taking_part = {client: device for client, device in found.items() if device.width > 0 and client in here}
+    declined = dict[str, str]()
+    if server.planner is not None:
+        declined = server.planner.declined(taking_part)
+        taking_part = {client: device for client, device in taking_part.items() if client not in declined}
+    if not taking_part and declined:
+        assert server.planner is not None
+        raise RunError(server.planner.why_none(found.values(), declined.values()))
     if not taking_part:
         raise RunError(
             f"none of {len(found)} devices takes part in round {round}: the fleet gives each of them no part of the "
             "model. Lower fleet.min_width, or let some devices be wider"
         )
-    return taking_part
+    return taking_part, declined
+
+
+def _wanted(
+    server: Server, devices: Mapping[str, Device], round: int
+) -> tuple[dict[str, Part], dict[str, Forecast]]:
+    """The part that each client would get, and what is planned for those that tell their memory."""
+    parts, plans = dict[str, Part](), dict[str, Forecast]()
+    for client, device in devices.items():
+        plan = server.planner.choose(device) if server.planner and device.memory_bytes is not None else None
+        if plan is None:
+            parts[client] = server.ground.part(client, round, device.width)
+        else:
+            step = plan.step
+            parts[client] = server.ground.part(client, round, step.width, step.top_layers, step.rank)
+            plans[client] = plan
+    return parts, plans
 
 
 def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
@@ -196,8 +226,11 @@ def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> 
         if not dispatch.devices[client].has_base:
             base_bytes = ground.base_bytes(part, last)
         dispatch.coverage.last[client] = part
-        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began)
-        yield Request(round, client, progress, part, payload, ground.base.fingerprint)
+        device, plan = dispatch.devices[client], dispatch.plans.get(client)
+        told = records.plan(device.kind, plan.step.rung.name, plan.peak_bytes) if plan else {}
+        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began, told)
+        rung = plan.step.rung if plan else Rung()
+        yield Request(round, client, progress, part, payload, ground.base.fingerprint, rung)
 
 
 def _measure(server: Server, state: State, record: Record, *, whole: bool) -> None:

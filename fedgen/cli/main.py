@@ -103,6 +103,10 @@ def _dispatch(given: argparse.Namespace) -> int:
         if given.verb == "export":
             return runs.export(given.run, given.option, given.to)
         return runs.generate(given.run, given.text, given.max_new_tokens)
+    if given.verb == "plan":
+        from fedgen.cli.plan import plan
+
+        return plan(given.overrides, given.memory, measure=given.measure, as_json=given.json)
     if given.verb == "benchmark":
         from fedgen.cli.benchmark import benchmark
 
@@ -139,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     options = verbs.add_parser("options", help="list stages, the options of a stage, or the keys of an option")
     options.add_argument("what", nargs="?", metavar="STAGE[.OPTION]", help="model, or model.tiny")
+    plan = verbs.add_parser("plan", help="say whether a model fits a device, and how it would be trained there")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as fedgen train takes them")
+    plan.add_argument("--memory", metavar="SIZE", help="what the device's process may hold (900M); else the fleet's boards")
+    plan.add_argument("--measure", action="store_true", help="time the reference step on this machine besides")
+    plan.add_argument("--json", action="store_true", help="print one object")
     benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")

@@ -15,10 +15,12 @@ from fedgen.device import answer
 from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
+from fedgen.federation.own_process import answer_apart
 from fedgen.gate import prepare
 from fedgen.learner import Base, Learner
 from fedgen.messages import Reply, Request
-from fedgen.parts import Ground
+from fedgen.parts import Bases, Ground
+from fedgen.planner import Planner, planner_of
 from fedgen.rounds import Server, serve
 from fedgen.run import Run, lock
 from fedgen.types import Dataset, Encoded, Example, Observer
@@ -32,9 +34,12 @@ class Local:
     Attributes:
         num_workers: clients that train at once, with one thread each; null takes one per core. Changes no bit of the
             result.
+        own_process: every turn of a client is a process of its own, as on a device, so that its peak memory is its own;
+            each of them imports and loads everything again.
     """
 
     num_workers: int | None = None
+    own_process: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -57,8 +62,10 @@ class Local:
             workers = Workers(experiment.learners(base, self._num_workers(experiment, shards)))
             try:
                 gate = prepare(experiment, base, workers, dataset, sorted(shards))
-                transport = LocalTransport(gate.ground, workers, shards)
-                serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe))
+                bases = Bases(experiment, base)
+                planner = workers.borrow(lambda learner: planner_of(gate.ground, bases, learner, dataset.public))
+                transport = LocalTransport(gate.ground, bases, workers, shards, self.own_process)
+                serve(Server(gate, planner, run, transport, workers, dataset.evaluation, facts, observe))
             finally:
                 workers.close()
 
@@ -67,19 +74,43 @@ class Local:
         return min(self.num_workers or cores, max(len(shards), 1))
 
 
+def planned(experiment: Experiment) -> Planner:
+    """The planner of an experiment, as its run would have it, whatever devices its fleet has.
+
+    Raises:
+        FedgenError: data or model are unusable.
+    """
+    _one_thread_each()
+    dataset = experiment.data.load(experiment.seed)
+    base = experiment.base()
+    workers = Workers(experiment.learners(base, 1))
+    try:
+        gate = prepare(experiment, base, workers, dataset, sorted(shards_of(experiment, dataset)), plans=True)
+        bases = Bases(experiment, base)
+        found = workers.borrow(lambda learner: planner_of(gate.ground, bases, learner, dataset.public))
+    finally:
+        workers.close()
+    assert found is not None
+    return found
+
+
 @dataclass(frozen=True)
 class LocalTransport:
     """Requests are answered by the learners of this process.
 
     Attributes:
         ground: what clients do, and with what.
+        bases: the model in the types of weights that rungs ask for.
         workers: who does it.
         shards: client name → its examples.
+        own_process: every turn is a process of its own.
     """
 
     ground: Ground
+    bases: Bases
     workers: Workers
     shards: Mapping[str, Sequence[Example]]
+    own_process: bool = False
     _encoded: dict[str, list[Encoded]] = field(default_factory=dict)
     _outbox: list[Iterator[Request]] = field(default_factory=list)
 
@@ -103,8 +134,11 @@ class LocalTransport:
             examples = self._encoded[request.client] = [e for e in learner.encode(shard) if e is not None]
         if shard and not examples:
             return Reply(request.round, request.client, error="no_answer_tokens")
-        reply = answer(self.ground, request, learner, examples)
-        reply.metrics["num_left_out"] = float(len(shard) - len(examples))
+        if self.own_process:
+            reply = answer_apart(self.ground, request, examples)
+        else:
+            reply = answer(self.ground, self.bases, request, learner, examples)
+        reply.metrics["num_left_out"] = reply.metrics.get("num_left_out", 0.0) + len(shard) - len(examples)
         return reply
 
 

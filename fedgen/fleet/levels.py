@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fedgen import seeds
+from fedgen.fleet.dealing import deal
 from fedgen.types import Device
 
 
@@ -57,7 +58,7 @@ class Levels:
         Levels that are dealt out once depend on who the clients are, but not on their order.
         """
         names = sorted(clients)
-        levels = [self._drawn(client, round, seed) for client in names] if self.redraw else self._dealt(names, seed)
+        levels = [self._drawn(client, round, seed) for client in names] if self.redraw else deal(names, self._shares(), seed)
         return {client: self._device(level) for client, level in zip(names, levels, strict=True)}
 
     def _device(self, level: int) -> Device:
@@ -70,19 +71,3 @@ class Levels:
     def _drawn(self, client: str, round: int, seed: int) -> int:
         weights = torch.tensor(self._shares(), dtype=torch.float64)
         return int(torch.multinomial(weights, 1, generator=seeds.derive(seed, "fleet", round, client)))
-
-    def _dealt(self, names: Sequence[str], seed: int) -> list[int]:
-        """A level for each name: the numbers of each in proportion, who gets which by a seeded permutation."""
-        in_turn = [level for level, number in enumerate(self._numbers(len(names))) for _ in range(number)]
-        order = torch.randperm(len(names), generator=seeds.derive(seed, "fleet")).tolist()
-        return [in_turn[place] for place in order]
-
-    def _numbers(self, num_clients: int) -> list[int]:
-        """How many devices of each level: quotas rounded down, and one more where the remainders are largest."""
-        shares = self._shares()
-        quotas = [num_clients * share / sum(shares) for share in shares]
-        numbers = [int(quota) for quota in quotas]
-        by_remainder = sorted(range(len(shares)), key=lambda level: numbers[level] - quotas[level])
-        for level in by_remainder[: num_clients - sum(numbers)]:
-            numbers[level] += 1
-        return numbers

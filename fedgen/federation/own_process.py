@@ -1,0 +1,71 @@
+"""A client's turn in a process of its own, as on a device: it holds its model and nothing of the server's.
+
+So the peak memory that a turn reports is the device's own, and can be compared with what the planner said. It costs the
+imports and the loading of the model in every turn.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedgen.device import answer
+from fedgen.experiment import Experiment
+from fedgen.messages import Reply, Request
+from fedgen.parts import Bases, Ground, ground_of
+from fedgen.types import Encoded, Scores
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Everything that a process needs for one turn.
+
+    Attributes:
+        experiment: what to do.
+        clients: names of all clients.
+        scores: how much each unit matters, if the extraction asks.
+        plans: some devices tell their memory.
+        request: what the server asks.
+        examples: the client's.
+    """
+
+    experiment: Experiment
+    clients: tuple[str, ...]
+    scores: Scores | None
+    plans: bool
+    request: Request
+    examples: Sequence[Encoded]
+
+
+def answer_apart(ground: Ground, request: Request, examples: Sequence[Encoded]) -> Reply:
+    """What `device.answer` gives, from a process that lives for this turn alone."""
+    # Not forked: a fork would begin with the memory of the server, and with its threads' locks.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    turn = Turn(ground.experiment, ground.clients, ground.scores, ground.plans, request, examples)
+    process = context.Process(target=_work, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    try:
+        here.send(turn)
+        reply: Reply = here.recv()
+    except (EOFError, OSError):
+        # Killed, out of memory most likely; the run goes on without it.
+        reply = Reply(request.round, request.client, error="died")
+    finally:
+        process.join()
+        here.close()
+    return reply
+
+
+def _work(connection: multiprocessing.connection.Connection) -> None:
+    """One turn; runs in the new process."""
+    import torch
+
+    torch.set_num_threads(1)
+    turn: Turn = connection.recv()
+    experiment, dtype = turn.experiment, turn.request.rung.dtype
+    base = experiment.model.load(experiment.seed, dtype=dtype)
+    [learner] = experiment.learners(base, 1)
+    ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans)
+    connection.send(answer(ground, Bases(experiment, base, dtype), turn.request, learner, turn.examples))

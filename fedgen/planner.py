@@ -1,0 +1,244 @@
+"""The planner: on which rung of a ladder a device works so that it fits, and what that takes.
+
+Rungs are tried from the one that changes nothing to the one that costs most quality; the first that fits is taken. How
+much a rung takes is not fitted to measurements: a step is carried out without numbers (``footprint``), and to it comes
+what was measured once, a process that has imported all and done nothing.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fedgen import tree
+from fedgen.footprint import Footprint, footprint
+from fedgen.learner import Learner
+from fedgen.parts import Bases, Ground
+from fedgen.stages import Client
+from fedgen.types import Device, Encoded, Example, Part, Rung, State
+
+PROCESS_BYTES = 300_000_000
+"""Resident memory of a device's process that has imported what it uses and holds no model yet."""
+
+WORKSPACE_BYTES = 40_000_000
+"""What libraries, threads and the allocator take beside the tensors of a step."""
+
+COPIES = 6
+"""Tensors of the size of what is trained: itself, as received, before the training, gradient, and two of Adam's."""
+
+MARGIN = 0.05
+"""Share of a device's memory that no plan counts on."""
+
+HOT_C = 80.0
+"""A Raspberry Pi slows down from here, and from 85 °C to a crawl."""
+
+TOO_HOT_C = 85.0
+SHORTEST = 32
+"""Tokens; shorter examples are not worth cutting off."""
+
+LOW_BATTERY = 0.3
+EMPTY_BATTERY = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rung with the part that goes with it.
+
+    Attributes:
+        rung: how the device works.
+        width: share of the units of every cut axis that it holds.
+        top_layers: share of the layers that it trains, counted from the last.
+        rank: rows of low-rank factors that it holds; None for all.
+        saves: what it does to take less than the step before, and what that costs.
+    """
+
+    rung: Rung
+    width: float = 1.0
+    top_layers: float = 1.0
+    rank: int | None = None
+    saves: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a step of the ladder takes on a device, per round.
+
+    Attributes:
+        step: the step.
+        peak_bytes: largest resident memory of the device's process.
+        weight_bytes: of that, frozen weights.
+        step_bytes: of that, what a training step makes on the way.
+        seconds: of training; None if the device was never measured.
+        down_bytes: of the request's tensors.
+        up_bytes: of the reply's.
+    """
+
+    step: Step
+    peak_bytes: int
+    weight_bytes: int
+    step_bytes: int
+    seconds: float | None
+    down_bytes: int
+    up_bytes: int
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses for devices that tell their memory.
+
+    Attributes:
+        ground: what is known before the first round.
+        bases: the model, in each type of weights that a rung asks for.
+        state: tensors of the size of those that travel.
+        length: longest example that is expected, in tokens; devices cut off the rest.
+    """
+
+    ground: Ground
+    bases: Bases
+    state: State
+    length: int
+    _known: dict[Step, tuple[Footprint, int, int]] = field(default_factory=dict)
+
+    def choose(self, device: Device) -> Forecast | None:
+        """The first step of the ladder that fits on the device as it is now; None if it has to decline."""
+        assert device.memory_bytes is not None, "nothing is planned for a device that does not tell its memory"
+        if why_not(device):
+            return None
+        for step in self.ladder():
+            # Half the layers to train is about half the arithmetic of the backward pass.
+            if not needs_rest(device) or step.top_layers < 1 or step.rung.light:
+                found = self.forecast(step, device)
+                if found.peak_bytes <= device.memory_bytes * (1 - MARGIN):
+                    return found
+        return None
+
+    def declined(self, devices: Mapping[str, Device]) -> dict[str, str]:
+        """Client → why it does nothing, of those that tell their memory: `too_hot`, `battery` or `memory`."""
+        told = {client: device for client, device in devices.items() if device.memory_bytes is not None}
+        return {c: why_not(device) or "memory" for c, device in told.items() if self.choose(device) is None}
+
+    def why_none(self, devices: Iterable[Device], reasons: Iterable[str]) -> str:
+        """What to say when nobody takes part."""
+        largest = max(device.memory_bytes or 0 for device in devices)
+        least = min((self.forecast(step, Device()) for step in self.ladder()), key=lambda found: found.peak_bytes)
+        needed = math.ceil(least.peak_bytes / (1 - MARGIN) / 1e6)
+        return (
+            f"every device declines ({', '.join(sorted(set(reasons)))}): the largest may use {largest / 1e6:.0f} MB, "
+            f"and the smallest way to train this model ({least.step.rung.name}) needs {needed} MB. Take a smaller model, "
+            "or devices with more memory; fedgen plan shows every way"
+        )
+
+    def forecast(self, step: Step, device: Device) -> Forecast:
+        """What a step takes on a device."""
+        found, down_bytes, up_bytes = self._measure(step)
+        peak = PROCESS_BYTES + WORKSPACE_BYTES + found.weight_bytes + COPIES * found.trained_bytes + found.step_bytes
+        seconds = None
+        if device.step_seconds is not None:
+            first, _, _ = self._measure(next(self.ladder()))
+            client = self.ground.at(step.rung, self.bases).experiment.client
+            pieces = client.num_passes * found.step_flops / first.step_flops
+            seconds = device.step_seconds * pieces
+        return Forecast(step, peak, found.weight_bytes, found.step_bytes, seconds, down_bytes, up_bytes)
+
+    def reference_seconds(self) -> float:
+        """Seconds that this machine takes for one piece of a step as configured; the median of three."""
+        learner, batch, client = self._piece(next(self.ladder()))
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            with torch.set_grad_enabled(client.needs_gradient):
+                loss = learner.loss(batch)
+                if client.needs_gradient:
+                    torch.autograd.grad(loss, list(learner.parameters().values()), allow_unused=True)
+            seconds.append(time.perf_counter() - began)
+        return sorted(seconds)[1]
+
+    def ladder(self) -> Iterator[Step]:
+        """The steps, from the experiment as it is to the one that gives up most. Each goes on from the one before."""
+        experiment, units = self.ground.experiment, self.ground.axes.units
+        rung = Rung("as configured", max_length=self.length)
+        yield Step(rung, saves="nothing is changed")
+        rung = replace(rung, name="checkpointing", checkpointing=True)
+        yield Step(rung, saves="layers are computed twice, and not kept; about a third slower")
+        rung = replace(rung, name="one at a time", micro_batch=1)
+        yield Step(rung, saves="one example goes through the model at once; slower, the same gradient")
+        rung = replace(rung, name="small chunks", chunk_tokens=32)
+        yield Step(rung, saves="fewer logits at once")
+        rung = replace(rung, name=f"{self.bases.lightest} weights", dtype=self.bases.lightest)
+        yield Step(rung, saves="frozen weights are held in fewer bits; slower")
+        held = Step(rung)
+        if self.length >= 2 * SHORTEST:
+            rung = replace(rung, name="half length", max_length=self.length // 2)
+            yield Step(rung, saves="examples are cut off at half the length")
+        step = Step(rung)
+        if "layer" in units:
+            step = replace(step, rung=replace(step.rung, name="top half"), top_layers=0.5)
+            yield replace(step, saves="the lower half of the layers is not trained and keeps nothing")
+        if units.get("rank", 1) > 1:
+            step = replace(step, rung=replace(step.rung, name="half rank"), rank=units["rank"] // 2)
+            yield replace(step, saves="half of the factors' rows")
+        if experiment.extraction.axes and experiment.extraction_mode == "cut":
+            for width in (0.75, 0.5, 0.25):
+                narrow = replace(step, rung=replace(step.rung, name=f"width {width:g}"), width=width)
+                yield replace(narrow, saves="holds a part of the model, which begins worse than the whole")
+        if experiment.light_client is not None:
+            rung = replace(held.rung, name="zeroth order", checkpointing=False, light=True)
+            yield replace(held, rung=rung, saves="no backward pass at all; learns far less per step")
+
+    def part(self, client: str, round: int, step: Step) -> Part:
+        """What a client on a step of the ladder gets in a round."""
+        return self.ground.part(client, round, step.width, step.top_layers, step.rank)
+
+    def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
+        """What goes through the model at once on a step of the ladder, and who lets it."""
+        ground, client = self.ground.at(step.rung, self.bases), self.ground.clients[0]
+        learner = ground.learner(self.part(client, 1, step), 1, client)
+        length = min(step.rung.max_length or self.length, self.length)
+        # Examples that share no beginning are the largest.
+        batch = [Encoded(tuple(range(k, k + length)), 1) for k in range(ground.experiment.client.num_at_once)]
+        return learner, batch, ground.experiment.client
+
+    def _measure(self, step: Step) -> tuple[Footprint, int, int]:
+        """Footprint of a step's piece, bytes that go down, bytes that come up."""
+        if step not in self._known:
+            learner, batch, client = self._piece(step)
+            part = self.part(self.ground.clients[0], 1, step)
+            down, up = self.ground.sent(part), self.ground.returned(part, 1)
+            sizes = [sum(4 * math.prod(tree.extent(self.state[name], plan[name])) for name in plan) for plan in (down, up)]
+            self._known[step] = footprint(learner, batch, backward=client.needs_gradient), sizes[0], sizes[1]
+        return self._known[step]
+
+
+def planner_of(ground: Ground, bases: Bases, learner: Learner, public: Sequence[Example]) -> Planner | None:
+    """A planner for an experiment; None if no device tells its memory.
+
+    Args:
+        ground: what is known before the first round.
+        bases: the model in the types of weights that rungs ask for.
+        learner: over the whole model.
+        public: examples that anybody may see; a quarter longer than the longest of them is the longest expected. If
+            there are none, examples may be as long as the model takes them.
+    """
+    if not ground.plans:
+        return None
+    lengths = [len(encoded.ids) for encoded in learner.encode(public) if encoded is not None]
+    longest = ground.base.max_length
+    length = min(longest, math.ceil(1.25 * max(lengths))) if lengths else longest
+    return Planner(ground, bases, ground.experiment.initial_state(learner), length)
+
+
+def why_not(device: Device) -> str:
+    """Why a device should do nothing in this round, in a word; empty if it may work."""
+    if device.temperature_c is not None and device.temperature_c >= TOO_HOT_C:
+        return "too_hot"
+    if device.battery is not None and device.battery < EMPTY_BATTERY:
+        return "battery"
+    return ""
+
+
+def needs_rest(device: Device) -> bool:
+    """Whether a device should work less than it could in this round."""
+    hot = device.temperature_c is not None and device.temperature_c >= HOT_C
+    return hot or (device.battery is not None and device.battery < LOW_BATTERY)

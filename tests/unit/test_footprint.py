@@ -1,0 +1,114 @@
+"""The dry run counts what a step makes: sizes by hand, and the same step with numbers."""
+
+import pytest
+import torch
+
+from fedgen.adapter.frozen_a import FrozenA
+from fedgen.adapter.lora import Lora
+from fedgen.footprint import follow, footprint
+from fedgen.model.tiny import Tiny
+from fedgen.types import Encoded
+
+KB = 1024
+
+
+def squares(length, keep=False):
+    """Squares of 1 KB of numbers, one after the other; with all that a derivative needs, or without."""
+    numbers = torch.ones(256, requires_grad=keep)
+
+    def work():
+        value = numbers
+        for _ in range(length):
+            value = value.square()
+        if keep:
+            torch.autograd.grad(value.sum(), numbers)
+
+    return work
+
+
+def test_without_a_backward_pass_two_neighbours_live_at_once():
+    # Each square lives until the next one is there.
+    assert follow(squares(5)) == (2 * KB, 0)
+    assert follow(squares(50)) == (2 * KB, 0)
+
+
+def test_for_a_backward_pass_every_input_of_a_square_is_kept():
+    short, long = (follow(squares(length, keep=True))[0] for length in (5, 9))
+    assert long - short == 4 * KB
+
+
+def test_a_view_takes_nothing_and_a_copy_does():
+    numbers = torch.ones(4, 64)
+    assert follow(lambda: numbers.T[1:].T) == (0, 0)
+    assert follow(lambda: numbers.T.contiguous()) == (KB, 0)
+    assert follow(lambda: (numbers + 1).add_(1).mul_(2)) == (KB, 0)
+
+
+def test_a_product_is_two_times_its_three_sizes():
+    left, right = torch.ones(3, 5), torch.ones(5, 7)
+    assert follow(lambda: left @ right) == (4 * 3 * 7, 2 * 3 * 5 * 7)
+    assert follow(lambda: left.expand(2, 3, 5) @ right.expand(2, 5, 7))[1] == 2 * 2 * 3 * 5 * 7
+    assert follow(lambda: torch.nn.functional.linear(left, right.T))[1] == 2 * 3 * 5 * 7
+    assert follow(lambda: torch.addmm(torch.ones(7), left, right))[1] == 2 * 3 * 5 * 7
+
+
+def learner(adapter=None, **fields):
+    base = Tiny(**fields).load(0)
+    adapter = adapter or Lora()
+    module = adapter.attach(base.replica(private=False))
+    return base.learner(module, adapter.parameters(module))
+
+
+def batch(length, number=1):
+    return [Encoded(tuple(range(k, k + length)), 1) for k in range(number)]
+
+
+def test_products_are_counted_twice_over_their_three_sizes():
+    found = footprint(learner(num_layers=1), batch(16), backward=False)
+    base = Tiny(num_layers=1).load(0)
+    hidden, vocab = base.module.config.hidden_size, base.module.config.vocab_size
+    ffn, kv = base.module.config.intermediate_size, base.module.model.layers[0].self_attn.k_proj.out_features
+    weights = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn
+    rank = 8
+    factors = rank * (4 * hidden + 2 * hidden + 2 * kv + 3 * (hidden + ffn))
+    attention = 2 * 16 * hidden  # scores and values
+    products = 16 * (weights + factors + attention) + 15 * hidden * vocab
+    # The loss makes its gradient with the logits, which is a product more; rotary tables are a small one.
+    assert found.step_flops == pytest.approx(2 * (products + 15 * hidden * vocab), rel=0.05)
+
+
+def test_the_weights_are_those_that_are_held():
+    one = learner()
+    frozen = sum(p.numel() * p.element_size() for p in one.plain().parameters() if not p.requires_grad)
+    found = footprint(one, batch(8), backward=True)
+    tables = sum(b.numel() * b.element_size() for b in one.plain().buffers())
+    assert found.weight_bytes == frozen + tables
+    assert found.trained_bytes == 4 * sum(p.numel() for p in one.parameters().values())
+
+
+def test_nothing_is_changed_and_nothing_is_left_behind():
+    one = learner()
+    before = one.state()
+    first = footprint(one, batch(8), backward=True)
+    assert all(parameter.grad is None for parameter in one.parameters().values())
+    assert all(torch.equal(before[name], tensor) for name, tensor in one.state().items())
+    assert footprint(one, batch(8), backward=True) == first
+    loss = one.loss(batch(8))
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_longer_examples_and_more_of_them_take_more():
+    one = learner()
+    sizes = [footprint(one, batch(*shape), backward=True).step_bytes for shape in ((16,), (32,), (32, 4))]
+    assert sizes == sorted(set(sizes))
+
+
+def test_layers_below_the_first_that_is_trained_keep_nothing():
+    whole, top = (footprint(learner(Lora(top_layers=share), num_layers=4), batch(32), backward=True) for share in (1.0, 0.25))
+    assert top.step_bytes < 0.5 * whole.step_bytes
+
+
+def test_a_frozen_a_keeps_less():
+    both, frozen = (footprint(learner(adapter), batch(32), backward=True) for adapter in (Lora(), FrozenA()))
+    assert frozen.step_bytes < both.step_bytes
