@@ -1,30 +1,82 @@
-"""The device's half of a round: unpack, train, send back the change. Every fault becomes an error reply."""
+"""The device's half of a round: unpack, choose examples, train, send back the change.
+
+Every fault becomes an error reply. What a client finds out about its examples it keeps in its ``Holding``.
+"""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from fedgen import records, seeds, tree
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
 from fedgen.parts import Ground
-from fedgen.types import Encoded
+from fedgen.types import Encoded, Example
 
 _log = logging.getLogger("fedgen")
 
 
-def answer(ground: Ground, request: Request, learner: Learner, examples: Sequence[Encoded]) -> Reply:
+@dataclass(frozen=True)
+class Holding:
+    """What a client has, from its first round to its last. It never leaves the client.
+
+    Attributes:
+        examples: those that truncation leaves an answer.
+        labels: their classes, in the same order; empty where an example has none.
+        num_left_out: examples without a token of an answer.
+        scores: example → its score; filled when it is first asked for.
+    """
+
+    examples: Sequence[Encoded]
+    labels: Sequence[str]
+    num_left_out: int = 0
+    scores: dict[Encoded, float] = field(default_factory=dict)
+
+
+def hold(learner: Learner, examples: Sequence[Example]) -> Holding:
+    """A client's examples as it works with them."""
+    pairs = list(zip(learner.encode(examples), examples, strict=True))
+    encoded = [ids for ids, _ in pairs if ids is not None]
+    return Holding(encoded, [e.label for ids, e in pairs if ids is not None], len(pairs) - len(encoded))
+
+
+def select(ground: Ground, holding: Holding) -> tuple[list[Encoded], int]:
+    """The examples to train on, and how many of them have no score that is a number, and so are left out.
+
+    Scores are of the whole model as it was loaded. So they hold for the whole run, and a run that is continued, which
+    knows no state but its last, finds the same ones. Equal examples are scored once.
+    """
+    selection, examples, known = ground.experiment.selection, holding.examples, holding.scores
+    if not selection.needs_scores:
+        positions, num_unscored = selection.keep([0.0] * len(examples), holding.labels), 0
+    else:
+        if new := [example for example in dict.fromkeys(examples) if example not in known]:
+            learner = ground.base.learner(ground.base.replica(private=False), {})
+            known.update((example, selection.measure(learner, example)) for example in new)
+        scores = [known[example] for example in examples]
+        positions = selection.keep(scores, holding.labels)
+        num_unscored = sum(not math.isfinite(score) for score in scores)
+    if examples and not positions:
+        raise ClientError("no_finite_scores")
+    return [examples[position] for position in positions], num_unscored
+
+
+def answer(ground: Ground, request: Request, learner: Learner, holding: Holding) -> Reply:
     """Does what a request asks.
 
     Args:
         ground: what is known before the first round.
         request: what the server asks.
         learner: over the whole model; used as it is when the client works with all of it.
-        examples: the client's.
+        holding: the client's.
     """
     experiment, began = ground.experiment, time.perf_counter()
     try:
+        if holding.num_left_out and not holding.examples:
+            raise ClientError("no_answer_tokens")
         if request.base != ground.base.fingerprint:
             raise ClientError("other_base", "the request is about a part of another model than this device has")
         part = experiment.wire.decode(request.payload)
@@ -33,14 +85,21 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         learner.load(part)
         before = learner.state()
         decoded = time.perf_counter()
+        examples, num_unscored = select(ground, holding)
+        selected = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
         metrics = experiment.client.train(learner, examples, request.progress, generator)
         trained = time.perf_counter()
         payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        # Choosing is work of the device like any other; what it takes is told besides.
         metrics["seconds_compute"] = trained - decoded
+        metrics["seconds_select"] = selected - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
         metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
+        metrics["num_left_out"] = float(holding.num_left_out)
+        metrics["num_unscored"] = float(num_unscored)
+        metrics["num_selected"] = float(len(examples))
         return Reply(request.round, request.client, payload, len(examples), metrics)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)

@@ -22,6 +22,7 @@ from fedgen.stages import (
     Fleet,
     Model,
     Partition,
+    Selection,
     Wire,
 )
 from fedgen.types import State
@@ -53,6 +54,7 @@ class Experiment:
         adapter: what is trainable.
         extraction: which part of the model a client gets.
         client: what a client does with it.
+        selection: which of its examples a client trains on.
         wire: state ↔ bytes.
         aggregation: many updates → next state.
         evaluation: numbers about a model.
@@ -79,6 +81,7 @@ class Experiment:
     adapter: Adapter
     extraction: Extraction
     client: Client
+    selection: Selection
     wire: Wire
     aggregation: Aggregation
     evaluation: Evaluation

@@ -142,6 +142,31 @@ class Client(Protocol):
 
 
 @runtime_checkable
+class Selection(Protocol):
+    """Which of its examples a client trains on."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the model has to say something of each example first."""
+
+    def measure(self, learner: Learner, example: Encoded) -> float:
+        """Score of one example. It depends on the model and the example alone, to the bit, so that it can be kept.
+
+        Args:
+            learner: over the whole model as it was loaded.
+            example: one that the client holds.
+        """
+
+    def keep(self, scores: Sequence[float], labels: Sequence[str]) -> list[int]:
+        """Positions of the examples to train on, ascending; none whose score is not finite.
+
+        Args:
+            scores: one for each example; all 0 for an option that needs none.
+            labels: their classes, empty where an example has none.
+        """
+
+
+@runtime_checkable
 class Wire(Protocol):
     """State ↔ bytes."""
 

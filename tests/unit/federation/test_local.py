@@ -26,6 +26,7 @@ from fedgen.gate import prepare
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
+from fedgen.selection.all import All
 from fedgen.types import Dataset
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
@@ -41,6 +42,7 @@ QUICK = Experiment(
     adapter=Lora(rank=2, alpha=4.0),
     extraction=FullExtraction(),
     client=FirstOrder(learning_rate=1e-2, num_steps=2, batch_size=4),
+    selection=All(),
     wire=Dense(),
     aggregation=Mean(momentum=0.5),
     evaluation=ExactMatch(),
