@@ -52,6 +52,7 @@ def test_imports_point_downwards():
             "fedgen.wire is not allowed to import fedgen.aggregation",
         ),
         ("wire/dense.py", "def lazy():\n    import peft", "fedgen.wire is not allowed to import peft"),
+        ("selection/perplexity.py", "import transformers", "fedgen.selection is not allowed to import transformers"),
         ("client/first_order.py", "import omegaconf", "fedgen is not allowed to import omegaconf"),
         ("rounds.py", "import flwr", "fedgen is not allowed to import flwr"),
         ("report/records.py", "from fedgen import types", "fedgen.report is not allowed to import torch"),
