@@ -39,9 +39,10 @@ LARGEST_EXPONENT = 700.0
 class Perplexity:
     """A share of its examples: those that its prompt helps with, by perplexity with and without it (IFD or IRA).
 
-    Scoring takes two forward passes of the whole model for each example, once, before the first round of a client; what
-    it has trained by then plays no part. The choice looks at the data: sample-level differential privacy has to account
-    for it.
+    Scoring takes two forward passes for each example, once, in the first round of a client, of the whole model as it
+    was loaded: what was trained since plays no part, and a device that trains a part reads the rest for this once. The
+    weight of an update is the number of examples that are kept. The choice looks at the data, so that sample-level
+    differential privacy has to account for it.
 
     Attributes:
         score: `ifd` keeps the hardest examples with which the prompt helps; `ira` keeps those with which it helps most.

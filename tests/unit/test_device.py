@@ -121,7 +121,8 @@ def test_scores_are_of_the_model_as_it_was_loaded_whatever_was_trained_since(bas
     client.train(learner, holding.examples, 0.0, seeds.derive(0, "train"))
     moved = [Perplexity().measure(learner, e) for e in holding.examples]
     assert moved != pytest.approx(expected, rel=1e-2)
-    answer(ground, request, learner, holding)
+    later = dataclasses.replace(request, payload=ground.experiment.wire.encode(learner.state()))
+    assert answer(ground, later, learner, holding).error == ""
     assert [holding.scores[e] for e in holding.examples] == expected
 
 

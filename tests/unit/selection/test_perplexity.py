@@ -111,10 +111,10 @@ def test_a_score_that_fits_no_float_is_still_a_number_and_one_of_nothing_is_none
         # The highest below 1; what is at 1 or above does not count, though there would be room.
         ({"fraction": 0.5}, [0.9, 0.2, 1.0, 0.5], "....", [0, 3]),
         ({"fraction": 1.0}, [0.9, 0.2, 1.0, 1.5], "....", [0, 1]),
-        # Rounded up, and at least one; 0.1 × 30 is 3 and not 4.
+        # Rounded up, and at least one; 0.07 × 100 is 7 and not 8, though floats make 7.000000000000001 of it.
         ({"fraction": 0.3}, [0.9, 0.2, 0.8, 0.5], "....", [0, 2]),
         ({"fraction": 0.01}, [0.9, 0.2, 0.8, 0.5], "....", [0]),
-        ({"fraction": 0.1}, [0.5] * 30, "." * 30, [0, 1, 2]),
+        ({"fraction": 0.07}, [0.5] * 100, "." * 100, list(range(7))),
         # The prompt helps with none: the one that it harms least.
         ({"fraction": 1.0}, [1.5, 1.1, 1.1], "...", [1]),
         # A class first, even where the prompt does not help; then the best of all.
