@@ -8,7 +8,7 @@ from fedgen import tree
 from fedgen.errors import ModelError
 from fedgen.model import selfcheck, source
 from fedgen.model.axes import axes_of
-from fedgen.model.mapped import map_weights
+from fedgen.model.mapped import load_as, map_weights
 from fedgen.model.part import shrink, skeleton
 from fedgen.model.shared import TextBase, check_family
 from fedgen.model.text import quiet_libraries
@@ -27,12 +27,17 @@ class CausalLM:
         dtype: type of the frozen weights; `auto` is bfloat16 where the processor has instructions for it, else float32.
         attention: implementation of attention; `auto` is `eager` in bfloat16 (faster there on a CPU), else `sdpa`.
         max_length: longest example in tokens; the rest is cut off.
+        checkpointing: layers are computed once more in the backward pass, so that between the two passes each keeps
+            just what goes into it (gradient checkpointing); a third more time, and a fraction of the memory.
+        chunk_tokens: rows of logits that exist at once in losses and scores; null makes all at once.
     """
 
     source: str = source.EMBEDDED
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     max_length: int = 512
+    checkpointing: bool = False
+    chunk_tokens: int | None = 128
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -40,6 +45,8 @@ class CausalLM:
             raise ValueError("source is empty; give a hub id, a folder, or a file inside an installed package")
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; an example needs at least 2 tokens")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1, or null")
 
     def load(self, seed: int, kept: Kept | None = None) -> TextBase:
         """Reads the weights once, or just those of a part. The seed does not matter.
@@ -58,18 +65,13 @@ class CausalLM:
             raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; answers could never end")
-        base = TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        base = TextBase(module, tokenizer, source.fingerprint(folder), *ways)
         check_family(base.learner(module, {}))
         return base
 
     def _whole(self, folder: Path) -> "nn.Module":
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        dtype, attention = getattr(torch, self.resolved_dtype()), self.resolved_attention()
-        module: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, local_files_only=True
-        )
+        module = load_as(folder, self.resolved_dtype(), self.resolved_attention())
         return module.requires_grad_(False).eval()
 
     def _part(self, folder: Path, kept: Kept) -> "nn.Module":

@@ -1,7 +1,7 @@
 """A small Llama with random weights and one token per byte, for tests, timing and training from nothing."""
 
 import hashlib
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedgen import seeds
@@ -30,6 +30,8 @@ class Tiny:
         num_kv_heads: number of key-value heads.
         max_length: longest example in tokens (bytes).
         intermediate_size: width of the feed-forward layers; null takes 3 × hidden_size.
+        checkpointing: layers are computed once more in the backward pass, and keep just what goes into them.
+        chunk_tokens: rows of logits that exist at once in losses and scores; null makes all at once.
     """
 
     hidden_size: int = 64
@@ -38,6 +40,8 @@ class Tiny:
     num_kv_heads: int = 2
     max_length: int = 256
     intermediate_size: int | None = None
+    checkpointing: bool = False
+    chunk_tokens: int | None = 128
 
     def __post_init__(self) -> None:
         """Refuses shapes that no Llama has."""
@@ -48,6 +52,8 @@ class Tiny:
                 f"hidden_size {self.hidden_size} must be a multiple of 2 × num_heads ({self.num_heads}), and num_heads "
                 f"a multiple of num_kv_heads ({self.num_kv_heads})"
             )
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1, or null")
 
     def load(self, seed: int, kept: Kept | None = None) -> TextBase:
         """Draws the weights from the seed, and cuts a part of them if one is asked for."""
@@ -77,11 +83,13 @@ class Tiny:
                     parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
         module.requires_grad_(False).eval()
         recipe = hashlib.sha256(f"tiny {self._sizes()} {seed}".encode()).hexdigest()
-        return TextBase(module, tokenizer, recipe, self.max_length).part(kept or {})
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        return TextBase(module, tokenizer, recipe, *ways).part(kept or {})
 
     def _sizes(self) -> tuple[int, ...]:
         """The sizes that are given; the weights follow from them and the seed."""
-        return tuple(size for size in astuple(self) if size is not None)
+        sizes = (self.hidden_size, self.num_layers, self.num_heads, self.num_kv_heads, self.max_length)
+        return sizes if self.intermediate_size is None else (*sizes, self.intermediate_size)
 
 
 def _byte_tokenizer() -> "PreTrainedTokenizerFast":
