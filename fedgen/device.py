@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from fedgen import records, seeds, tree
+from fedgen import records, seeds
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
@@ -31,12 +31,11 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         if not ground.is_plain(request.part, request.round):
             learner = ground.learner(request.part, request.round, request.client)
         learner.load(part)
-        before = learner.state()
         decoded = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        metrics = experiment.client.train(learner, examples, request.progress, generator)
+        done = experiment.client.train(learner, examples, request.progress, generator)
         trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        payload, metrics = experiment.wire.encode(done.change, walk=done.walk), dict(done.metrics)
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())

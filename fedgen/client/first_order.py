@@ -5,15 +5,17 @@ LoRA.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from fedgen import tree
+from fedgen.client.batches import batches
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Metrics
+from fedgen.types import Encoded, Trained
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,29 @@ class FirstOrder:
         if not 0 < self.beta2 < 1:
             raise ValueError(f"beta2 is {self.beta2}; it must lie between 0 and 1")
 
+    @property
+    def compares_losses(self) -> bool:
+        """False: a step takes the gradient of one loss."""
+        return False
+
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
-    ) -> Metrics:
+    ) -> Trained:
         """Trains on shuffled passes over the examples.
 
         Returns:
-            loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through the model; train_bytes:
-            memory of gradients and optimiser state.
+            The change, and as metrics loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through
+            the model; train_bytes: memory of gradients and optimiser state.
 
         Raises:
             ClientError: `no_examples`, or `non_finite_loss` when a loss is NaN or infinite.
         """
         if not examples:
             raise ClientError("no_examples")
-        parameters = list(learner.parameters().values())
+        before, parameters = learner.state(), list(learner.parameters().values())
         optimizer = self._optimizer(parameters, progress)
         losses, num_tokens, among = [], 0, _answer_tokens(examples) if self.mask_absent else None
-        for batch in self._batches(examples, generator):
+        for batch in batches(examples, self.batch_size, self.num_steps, self.num_epochs, generator):
             optimizer.zero_grad()
             loss = learner.loss(batch, among)
             losses.append(loss.item())
@@ -94,12 +101,13 @@ class FirstOrder:
         train_bytes = _num_bytes(optimizer)
         # A worker's learner goes on to the next client: gradients must neither stay in memory nor leak.
         optimizer.zero_grad()
-        return {
+        metrics = {
             "loss": sum(losses) / len(losses),
             "num_steps": float(len(losses)),
             "num_tokens": float(num_tokens),
             "train_bytes": float(train_bytes),
         }
+        return Trained(tree.subtract(learner.state(), before), metrics)
 
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
@@ -109,17 +117,6 @@ class FirstOrder:
         return torch.optim.AdamW(
             parameters, lr=rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay, fused=True
         )
-
-    def _batches(self, examples: Sequence[Encoded], generator: torch.Generator) -> Iterator[list[Encoded]]:
-        """Batches out of shuffled passes; the last of a pass may be smaller."""
-        size = min(self.batch_size, len(examples))
-        per_pass = -(-len(examples) // size)
-        num_steps = self.num_steps if self.num_epochs is None else max(1, round(self.num_epochs * per_pass))
-        for step in range(num_steps):
-            if step % per_pass == 0:
-                order = torch.randperm(len(examples), generator=generator).tolist()
-            start = step % per_pass * size
-            yield [examples[position] for position in order[start : start + size]]
 
 
 def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
