@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedgen import records, seeds, tree
+from fedgen import records, seeds
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
@@ -83,14 +83,13 @@ def answer(ground: Ground, request: Request, learner: Learner, holding: Holding)
         if not ground.is_plain(request.part, request.round):
             learner = ground.learner(request.part, request.round, request.client)
         learner.load(part)
-        before = learner.state()
         decoded = time.perf_counter()
         examples, num_unscored = select(ground, holding)
         selected = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        metrics = experiment.client.train(learner, examples, request.progress, generator)
+        done = experiment.client.train(learner, examples, request.progress, generator)
         trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        payload, metrics = experiment.wire.encode(done.change, walk=done.walk), dict(done.metrics)
         # Choosing is work of the device like any other; what it takes is told besides.
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_select"] = selected - decoded

@@ -108,6 +108,12 @@ class Experiment:
                 "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
                 f"adapter={_option(self.adapter)} the window may hold ffn and kv. Choose these, or extraction_mode=cut"
             )
+        if self.client.compares_losses and self.extraction_mode == "cut" and self.extraction.steps(1.0).widths:
+            raise ValueError(
+                f"client={_option(self.client)} compares losses of one batch, and "
+                f"extraction={_option(self.extraction)} draws another width for each loss; choose client=first_order, "
+                "another extraction, or extraction_mode=window"
+            )
         if self.adapter.trains_base and self.export.needs_adapter:
             raise ValueError(
                 f"adapter={_option(self.adapter)} trains the model's own weights, so there is no adapter to export; "

@@ -5,7 +5,7 @@ Protocol here that bears the stage's name. Building an option is free; work happ
 argument.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,7 +30,9 @@ from fedgen.types import (
     Prompt,
     State,
     Steps,
+    Trained,
     Update,
+    Walk,
 )
 
 
@@ -131,10 +133,14 @@ class Extraction(Protocol):
 class Client(Protocol):
     """What a client does with its part."""
 
+    @property
+    def compares_losses(self) -> bool:
+        """Whether a step compares losses of one batch, so that the loss must be the same function each time."""
+
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
-    ) -> Metrics:
-        """Changes the learner's trainable tensors by learning from the examples; says what happened.
+    ) -> Trained:
+        """Changes the learner's trainable tensors by learning from the examples; says by what, and what happened.
 
         Raises:
             ClientError: the result is unusable (`non_finite_loss`, say).
@@ -170,11 +176,15 @@ class Selection(Protocol):
 class Wire(Protocol):
     """State ↔ bytes."""
 
-    def encode(self, state: State, plan: Plan | None = None) -> Payload:
-        """Packs a state, or what a plan keeps of it."""
+    def encode(self, state: State, plan: Plan | None = None, walk: Walk | None = None) -> Payload:
+        """Packs a state, or what a plan keeps of it; an option may send the walk that the state is in its place."""
 
-    def decode(self, payload: Payload) -> State:
+    def decode(self, payload: Payload, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
         """Unpacks it.
+
+        Args:
+            payload: what came.
+            shapes: of the tensors that are expected; a walk cannot be unpacked without.
 
         Raises:
             ClientError: manifest and bytes do not fit together (`malformed`).

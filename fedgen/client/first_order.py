@@ -15,9 +15,11 @@ from typing import Literal
 
 import torch
 
+from fedgen import tree
+from fedgen.client.batches import batches
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Metrics
+from fedgen.types import Encoded, Trained
 
 
 @dataclass(frozen=True)
@@ -86,28 +88,33 @@ class FirstOrder:
                 "each as soon as it is used. Set micro_batch to null, or fused to false"
             )
 
+    @property
+    def compares_losses(self) -> bool:
+        """False: a step takes the gradient of one loss."""
+        return False
+
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
-    ) -> Metrics:
+    ) -> Trained:
         """Trains on shuffled passes over the examples.
 
         Returns:
-            loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through the model; train_bytes:
-            memory of gradients and optimiser state.
+            The change, and as metrics loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through
+            the model; train_bytes: memory of gradients and optimiser state.
 
         Raises:
             ClientError: `no_examples`, or `non_finite_loss` when a loss is NaN or infinite.
         """
         if not examples:
             raise ClientError("no_examples")
-        parameters = list(learner.parameters().values())
+        before, parameters = learner.state(), list(learner.parameters().values())
         # Fused, each weight is updated by itself.
         groups = [[parameter] for parameter in parameters] if self.fused else [parameters]
         optimizers = [self._optimizer(group, progress) for group in groups]
         hooks = _update_when_ready(parameters, optimizers) if self.fused else []
         losses, num_tokens, among = [], 0, _answer_tokens(examples) if self.mask_absent else None
         try:
-            for batch in self._batches(examples, generator):
+            for batch in batches(examples, self.batch_size, self.num_steps, self.num_epochs, generator):
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 losses.append(0.0)
@@ -129,12 +136,13 @@ class FirstOrder:
             # A worker's learner goes on to the next client: gradients must neither stay in memory nor leak.
             for parameter in parameters:
                 parameter.grad = None
-        return {
+        metrics = {
             "loss": sum(losses) / len(losses),
             "num_steps": float(len(losses)),
             "num_tokens": float(num_tokens),
             "train_bytes": float(train_bytes),
         }
+        return Trained(tree.subtract(learner.state(), before), metrics)
 
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
@@ -158,17 +166,6 @@ class FirstOrder:
         sizes = [_num_bytes(p if self.fused else p.grad) for p in parameters]
         state = [value for one in optimizers for kept in one.state.values() for value in kept.values()]
         return (max(sizes, default=0) if self.fused else sum(sizes)) + sum(_num_bytes(value) for value in state)
-
-    def _batches(self, examples: Sequence[Encoded], generator: torch.Generator) -> Iterator[list[Encoded]]:
-        """Batches out of shuffled passes; the last of a pass may be smaller."""
-        size = min(self.batch_size, len(examples))
-        per_pass = -(-len(examples) // size)
-        num_steps = self.num_steps if self.num_epochs is None else max(1, round(self.num_epochs * per_pass))
-        for step in range(num_steps):
-            if step % per_pass == 0:
-                order = torch.randperm(len(examples), generator=generator).tolist()
-            start = step % per_pass * size
-            yield [examples[position] for position in order[start : start + size]]
 
 
 def _update_when_ready(

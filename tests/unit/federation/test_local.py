@@ -151,17 +151,18 @@ class Troubled:
     """A client that goes wrong for one owner, each time in another way."""
 
     trouble: str = "nan"
+    compares_losses: bool = False
 
     def train(self, learner, examples, progress, generator):
-        metrics = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
+        trained = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
         if generator.initial_seed() % 2:
             if self.trouble == "nan":
-                next(iter(learner.parameters().values())).data.fill_(float("nan"))
+                next(iter(trained.change.values())).fill_(float("nan"))
             elif self.trouble == "raise":
                 raise RuntimeError("secret of the device")
             else:
                 raise ClientError(self.trouble)
-        return metrics
+        return trained
 
 
 @pytest.mark.parametrize(
