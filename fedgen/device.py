@@ -40,7 +40,7 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
-        metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
+        metrics["held_bytes"] = float(sum(p.nbytes for p in learner.module.parameters()))
         return Reply(request.round, request.client, payload, len(examples), metrics)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)

@@ -1,7 +1,7 @@
 """A GGUF file where it lies: its table of contents is read, its tensors stay in the memory-mapped file.
 
-The format is that of llama.cpp (docs/gguf.md in ggml), versions 2 and 3. Of what a file says about its model only single
-numbers and words are kept; vocabularies are passed over.
+The format is that of llama.cpp (docs/gguf.md in ggml), versions 2 and 3. Of what a file says about its model only
+single numbers and words are kept; vocabularies are passed over.
 """
 
 import mmap
@@ -98,13 +98,17 @@ def _read(file: Path, mapped: mmap.mmap) -> GgufFile:
     alignment = int(settings.get("general.alignment", 32))
     begin = -(-reader.place // alignment) * alignment
     content = torch.frombuffer(mapped, dtype=torch.uint8)
-    return GgufFile(
-        settings, {entry[0]: _stored(file, content, begin, *entry) for entry in table}
-    )
+    return GgufFile(settings, {entry[0]: _stored(file, content, begin, *entry) for entry in table})
 
 
-def _stored(  # noqa: PLR0913 - what a table of contents says of one tensor
-    file: Path, content: UInt8[Tensor, " bytes"], begin: int, name: str, shape: tuple[int, ...], number: int, offset: int
+def _stored(
+    file: Path,
+    content: UInt8[Tensor, " bytes"],
+    begin: int,
+    name: str,
+    shape: tuple[int, ...],
+    number: int,
+    offset: int,
 ) -> Stored:
     if number not in TYPES:
         raise ModelError(_unsupported(file, name, number))
@@ -122,9 +126,9 @@ def _unsupported(file: Path, name: str, number: int) -> str:
 
     names = {kind.value: kind.name for kind in GGMLQuantizationType}
     return (
-        f"tensor {name} of {file.name} is of type {names.get(number, number)}, which model.dtype=gguf cannot use; it can "
-        f"use {', '.join(kind.name for kind in TYPES.values())}. Choose a file with these (Q4_0, Q4_1 and Q8_0 files "
-        "have no others), or model.dtype=int8, which converts the file once"
+        f"tensor {name} of {file.name} is of type {names.get(number, number)}, which model.dtype=gguf cannot use; it "
+        f"can use {', '.join(kind.name for kind in TYPES.values())}. Choose a file with these (Q4_0, Q4_1 and Q8_0 "
+        "files have no others), or model.dtype=int8, which converts the file once"
     )
 
 

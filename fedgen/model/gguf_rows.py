@@ -1,8 +1,8 @@
 """The weights of a model straight out of a GGUF file: 4-bit blocks that are decoded when they are used.
 
-Nothing is converted, neither on the disk nor in memory: a matrix is a view of the mapped file and, where its rows are not
-in the model's order, or not all of them are kept, an index of its rows. Pages that are not in use can be dropped by the
-system and come back from the file.
+Nothing is converted, neither on the disk nor in memory: a matrix is a view of the mapped file and, where its rows are
+not in the model's order, or not all of them are kept, an index of its rows. Pages that are not in use can be dropped by
+the system and come back from the file.
 """
 
 from collections.abc import Mapping
@@ -117,7 +117,7 @@ class GgufRows:
         self.bytes.copy_(other.bytes if other.order is None else other.bytes[other.order])
 
     def _blocks(self, found: UInt8[Tensor, "rows bytes"]) -> UInt8[Tensor, "rows blocks size"]:
-        return found.unflatten(1, (-1, self.type.num_bytes))
+        return found.view(len(found), -1, self.type.num_bytes)
 
     def _check(self, fits: bool) -> None:
         if not fits:

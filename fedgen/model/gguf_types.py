@@ -1,7 +1,7 @@
 """What the bytes of a GGUF tensor mean: blocks of quantised entries, each with scales of its own.
 
-The layouts are those of llama.cpp (ggml-quants.c), and the numbers are its own to the last bit: scales are fp16, so that
-a product with a few bits is exact in fp32, and each entry is rounded once at most.
+The layouts are those of llama.cpp (ggml-quants.c), and the numbers are its own to the last bit: scales are fp16, so
+that a product with a few bits is exact in fp32, and each entry is rounded once at most.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ Quantized LLMs", NeurIPS 2023, section 3, equation 5.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ BLOCK_ENTRIES = 2**20
 """Entries that are decoded at once: 4 MB in fp32. Smaller blocks cost more calls than they save."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A matrix in few bits. Each row makes one output of a layer."""
 
@@ -39,16 +40,16 @@ class Rows(Protocol):
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
         """Some rows, and what each of them is still to be multiplied by, in fp32; None for one."""
 
-    def narrow(self, dim: int, start: int, length: int) -> Self:
+    def narrow(self, dim: int, start: int, length: int) -> "Rows":
         """A stretch of rows (0) or columns (1); of the same memory where possible."""
 
-    def select(self, dim: int, index: Index) -> Self:
+    def select(self, dim: int, index: Index) -> "Rows":
         """Some rows (0) or columns (1)."""
 
-    def empty(self, shape: tuple[int, int]) -> Self:
+    def empty(self, shape: tuple[int, int]) -> "Rows":
         """A matrix of the same kind with nothing in it yet."""
 
-    def fill(self, other: Self) -> None:
+    def fill(self, other: Any) -> None:  # noqa: ANN401 - of its own class
         """Takes over what another of the same shape holds."""
 
 
@@ -64,10 +65,10 @@ class Quantised(Tensor):
     rows: Rows
     transposed: bool
 
-    @staticmethod
     def __new__(cls, rows: Rows, dtype: torch.dtype, transposed: bool = False) -> "Quantised":
+        """A body without memory of its own."""
         shape = rows.shape[::-1] if transposed else rows.shape
-        made: Quantised = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)  # type: ignore[attr-defined]
+        made: Quantised = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
         return made
 
     def __init__(self, rows: Rows, dtype: torch.dtype, transposed: bool = False) -> None:
@@ -78,7 +79,7 @@ class Quantised(Tensor):
         """What it takes, and not what a full-precision copy would."""
         return self.rows.nbytes
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({type(self.rows).__name__}, {tuple(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Quantised":
@@ -88,11 +89,17 @@ class Quantised(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         own = OWN_WAYS.get(func, func)
-        with torch._C.DisableTorchFunctionSubclass():  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunctionSubclass():
             return own(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return _like(args[0], args[0].rows)
         raise TypeError(
@@ -185,7 +192,7 @@ def _addmm(bias: Tensor, x: Tensor, weight: Quantised) -> Tensor:
     return _matmul(x, weight) + bias
 
 
-def _embedding(  # noqa: PLR0913 - those of torch's function
+def _embedding(
     ids: Int[Tensor, "*batch"],
     weight: Quantised,
     padding_idx: int | None = None,

@@ -1,10 +1,12 @@
 """A small Llama with random weights and one token per byte, for tests, timing and training from nothing."""
 
 import hashlib
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedgen import seeds
+from fedgen.model.int8 import quantise_all
+from fedgen.model.part import shrink
 from fedgen.model.shared import TextBase
 from fedgen.model.text import quiet_libraries
 from fedgen.types import Kept
@@ -30,6 +32,7 @@ class Tiny:
         num_kv_heads: number of key-value heads.
         max_length: longest example in tokens (bytes).
         intermediate_size: width of the feed-forward layers; null takes 3 × hidden_size.
+        dtype: type of the frozen weights; `int8` holds matrices as 8-bit integers and works in float32.
     """
 
     hidden_size: int = 64
@@ -38,6 +41,7 @@ class Tiny:
     num_kv_heads: int = 2
     max_length: int = 256
     intermediate_size: int | None = None
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuses shapes that no Llama has."""
@@ -69,19 +73,24 @@ class Tiny:
             pad_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
-        module = LlamaForCausalLM(config)
+        module: Any = LlamaForCausalLM(config)
         generator = seeds.derive(seed, "tiny")
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
         module.requires_grad_(False).eval()
+        if self.dtype == "bfloat16":
+            module.to(torch.bfloat16)
+        elif self.dtype == "int8":
+            module = shrink(module, quantise_all(module, torch.float32), {})
         recipe = hashlib.sha256(f"tiny {self._sizes()} {seed}".encode()).hexdigest()
         return TextBase(module, tokenizer, recipe, self.max_length).part(kept or {})
 
     def _sizes(self) -> tuple[int, ...]:
         """The sizes that are given; the weights follow from them and the seed."""
-        return tuple(size for size in astuple(self) if size is not None)
+        sizes = (self.hidden_size, self.num_layers, self.num_heads, self.num_kv_heads, self.max_length)
+        return sizes if self.intermediate_size is None else (*sizes, self.intermediate_size)
 
 
 def _byte_tokenizer() -> "PreTrainedTokenizerFast":
