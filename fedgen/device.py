@@ -95,7 +95,7 @@ def answer(ground: Ground, request: Request, learner: Learner, holding: Holding)
         metrics["seconds_select"] = selected - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
-        metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
+        metrics["held_bytes"] = float(sum(p.nbytes for p in learner.module.parameters()))
         metrics["num_left_out"] = float(holding.num_left_out)
         metrics["num_unscored"] = float(num_unscored)
         metrics["num_selected"] = float(len(examples))

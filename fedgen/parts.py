@@ -127,7 +127,9 @@ class Ground:
         weights = self.base.weights
         return sum(
             (math.prod(tree.extent(weights[name], plan)) - math.prod(tree.overlap(weights[name], plan, held.get(name))))
-            * weights[name].element_size()
+            # Of a matrix in few bits an entry may be less than a byte.
+            * weights[name].nbytes
+            // weights[name].numel()
             for name, plan in now.items()
         )
 

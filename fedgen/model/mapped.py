@@ -1,9 +1,11 @@
 """A model's weights where they lie on the disk: memory-mapped, so that only what is used is ever read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from fedgen.errors import ModelError
 from fedgen.types import State
@@ -28,17 +30,42 @@ def map_weights(folder: Path, names: Iterable[str], prefix: str) -> State:
     """
     from safetensors import safe_open
 
+    places = _places(folder, names, prefix)
     found: State = {}
+    for file in {file for file, _ in places.values()}:
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(key) for name, (own, key) in places.items() if own == file}
+    return {name: found[name] for name in places}
+
+
+def each_weight(folder: Path, names: Iterable[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The same weights one after the other, each in a map of its own: what is let go of is in memory no longer.
+
+    Raises:
+        ModelError: a weight is missing.
+    """
+    from safetensors import safe_open
+
+    for name, (file, key) in _places(folder, names, prefix).items():
+        with safe_open(file, "pt") as opened:
+            yield name, opened.get_tensor(key)
+
+
+def _places(folder: Path, names: Iterable[str], prefix: str) -> dict[str, tuple[Path, str]]:
+    """The file in which each weight lies, and its name there."""
+    from safetensors import safe_open
+
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-    named: State = {}
+            found |= dict.fromkeys(opened.keys(), file)
+    places = {}
     for name in names:
-        tensor = found.get(name, found.get(name.removeprefix(f"{prefix}.")))
-        if tensor is None:
+        key = name if name in found else name.removeprefix(f"{prefix}.")
+        if key not in found:
             raise ModelError(f"{folder} holds no weight {name}; is it the model that its config.json describes?")
-        named[name] = tensor
-    return named
+        places[name] = found[key], key
+    return places
 
 
 def load_as(folder: Path, dtype: str, attention: str) -> "nn.Module":

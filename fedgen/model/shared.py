@@ -17,6 +17,7 @@ from fedgen.model.axes import axes_of
 from fedgen.model.loss import CHUNK_TOKENS
 from fedgen.model.nested import NestedLearner, narrow
 from fedgen.model.part import rescale, shrink
+from fedgen.model.quantised import Quantised
 from fedgen.model.text import TextLearner
 from fedgen.model.window import open_windows
 from fedgen.types import Axes, Encoded, Kept, Plan, State
@@ -87,7 +88,17 @@ class TextBase:
         return NestedLearner(learner, tuple(narrow(learner, *pair) for pair in plans), distill, generator)
 
     def replica(self, *, private: bool) -> nn.Module:
-        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained."""
+        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained.
+
+        Raises:
+            ModelError: they are to be trained, and are held in few bits.
+        """
+        if private and any(isinstance(parameter, Quantised) for parameter in self.module.parameters()):
+            raise ModelError(
+                "the model's own weights cannot be trained where they are held in few bits (model.dtype=int8 or gguf): "
+                "a step is smaller than the distance between two numbers. Choose an adapter beside them, such as "
+                "adapter=lora, or model.dtype=float32 or bfloat16"
+            )
         own: dict[int, Any] = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         if private:
             # Straight into fp32: a copy in the type of the base would be there beside.

@@ -2,9 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedgen import seeds
+from fedgen.model.int8 import quantise_all
+from fedgen.model.part import shrink
 from fedgen.model.shared import TextBase
 from fedgen.model.text import quiet_libraries
 from fedgen.types import Kept
@@ -32,6 +34,7 @@ class Tiny:
         intermediate_size: width of the feed-forward layers; null takes 3 × hidden_size.
         checkpointing: layers are computed once more in the backward pass, and keep just what goes into them.
         chunk_tokens: rows of logits that exist at once in losses and scores; null makes all at once.
+        dtype: type of the frozen weights; `int8` holds matrices as 8-bit integers and works in float32.
     """
 
     hidden_size: int = 64
@@ -42,6 +45,7 @@ class Tiny:
     intermediate_size: int | None = None
     checkpointing: bool = False
     chunk_tokens: int | None = 128
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuses shapes that no Llama has."""
@@ -75,13 +79,17 @@ class Tiny:
             pad_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
-        module = LlamaForCausalLM(config)
+        module: Any = LlamaForCausalLM(config)
         generator = seeds.derive(seed, "tiny")
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
         module.requires_grad_(False).eval()
+        if self.dtype == "bfloat16":
+            module.to(torch.bfloat16)
+        elif self.dtype == "int8":
+            module = shrink(module, quantise_all(module, torch.float32), {})
         recipe = hashlib.sha256(f"tiny {self._sizes()} {seed}".encode()).hexdigest()
         ways = (self.max_length, self.checkpointing, self.chunk_tokens)
         return TextBase(module, tokenizer, recipe, *ways).part(kept or {})
