@@ -1,20 +1,71 @@
-"""The device's half of a round: unpack, train, send back the change. Every fault becomes an error reply."""
+"""The device's half of a round: unpack, choose examples, train, send back the change.
+
+Every fault becomes an error reply. What a client finds out about its examples it keeps in its ``Holding``.
+"""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from fedgen import records, seeds, tree
+from fedgen import records, seeds
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
 from fedgen.parts import Bases, Ground
-from fedgen.types import Encoded
+from fedgen.types import Encoded, Example, Rung
 
 _log = logging.getLogger("fedgen")
 
 
-def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, examples: Sequence[Encoded]) -> Reply:
+@dataclass(frozen=True)
+class Holding:
+    """What a client has, from its first round to its last. It never leaves the client.
+
+    Attributes:
+        examples: those that truncation leaves an answer.
+        labels: their classes, in the same order; empty where an example has none.
+        num_left_out: examples without a token of an answer.
+        scores: type of the weights and example → its score; filled when it is first asked for.
+    """
+
+    examples: Sequence[Encoded]
+    labels: Sequence[str]
+    num_left_out: int = 0
+    scores: dict[tuple[str | None, Encoded], float] = field(default_factory=dict)
+
+
+def hold(learner: Learner, examples: Sequence[Example]) -> Holding:
+    """A client's examples as it works with them."""
+    pairs = list(zip(learner.encode(examples), examples, strict=True))
+    encoded = [ids for ids, _ in pairs if ids is not None]
+    return Holding(encoded, [e.label for ids, e in pairs if ids is not None], len(pairs) - len(encoded))
+
+
+def select(ground: Ground, holding: Holding, rung: Rung) -> tuple[list[Encoded], int]:
+    """The examples to train on, and how many of them have no score that is a number, and so are left out.
+
+    Scores are of the whole model as it was loaded. So they hold for the whole run, and a run that is continued, which
+    knows no state but its last, finds the same ones. Equal examples are scored once.
+    """
+    selection, examples, known = ground.experiment.selection, holding.examples, holding.scores
+    if not selection.needs_scores:
+        positions, num_unscored = selection.keep([0.0] * len(examples), holding.labels), 0
+    else:
+        # In few bits the model gives other numbers.
+        if new := [example for example in dict.fromkeys(examples) if (rung.dtype, example) not in known]:
+            learner = ground.base.learner(ground.base.replica(private=False), {})
+            known.update(((rung.dtype, example), selection.measure(learner, example)) for example in new)
+        scores = [known[rung.dtype, example] for example in examples]
+        positions = selection.keep(scores, holding.labels)
+        num_unscored = sum(not math.isfinite(score) for score in scores)
+    if examples and not positions:
+        raise ClientError("no_finite_scores")
+    return [examples[position] for position in positions], num_unscored
+
+
+def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, holding: Holding) -> Reply:
     """Does what a request asks.
 
     Args:
@@ -22,28 +73,35 @@ def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, exa
         bases: the model in the types of weights that rungs ask for.
         request: what the server asks.
         learner: over the whole model; used as it is when the client works with all of it.
-        examples: the client's.
+        holding: the client's.
     """
     experiment, began = ground.experiment, time.perf_counter()
     try:
+        if holding.num_left_out and not holding.examples:
+            raise ClientError("no_answer_tokens")
         if request.base != ground.base.fingerprint:
             raise ClientError("other_base", "the request is about a part of another model than this device has")
         part, own = experiment.wire.decode(request.payload), ground.at(request.rung, bases)
         if own.base is not ground.base or not own.is_plain(request.part, request.round):
             learner = own.learner(request.part, request.round, request.client)
-        examples, num_left_out = shortened(examples, request.rung.max_length)
         learner.load(part)
-        before = learner.state()
         decoded = time.perf_counter()
+        examples, num_unscored = select(own, holding, request.rung)
+        examples, num_too_long = shortened(examples, request.rung.max_length)
+        selected = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        metrics = own.experiment.client.train(learner, examples, request.progress, generator)
+        done = own.experiment.client.train(learner, examples, request.progress, generator)
         trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        payload, metrics = experiment.wire.encode(done.change, walk=done.walk), dict(done.metrics)
+        # Choosing is work of the device like any other; what it takes is told besides.
         metrics["seconds_compute"] = trained - decoded
+        metrics["seconds_select"] = selected - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
-        metrics["num_left_out"] = float(num_left_out)
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
-        metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
+        metrics["held_bytes"] = float(sum(p.nbytes for p in learner.module.parameters()))
+        metrics["num_left_out"] = float(holding.num_left_out + num_too_long)
+        metrics["num_unscored"] = float(num_unscored)
+        metrics["num_selected"] = float(len(examples))
         return Reply(request.round, request.client, payload, len(examples), metrics)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)

@@ -22,6 +22,7 @@ from fedgen.stages import (
     Fleet,
     Model,
     Partition,
+    Selection,
     Wire,
 )
 from fedgen.types import State
@@ -53,6 +54,8 @@ class Experiment:
         adapter: what is trainable.
         extraction: which part of the model a client gets.
         client: what a client does with it.
+        light_client: what it does where the planner finds no memory for that; null, and such devices decline.
+        selection: which of its examples a client trains on.
         wire: state ↔ bytes.
         aggregation: many updates → next state.
         evaluation: numbers about a model.
@@ -79,6 +82,8 @@ class Experiment:
     adapter: Adapter
     extraction: Extraction
     client: Client
+    light_client: Client | None = None
+    selection: Selection
     wire: Wire
     aggregation: Aggregation
     evaluation: Evaluation
@@ -104,6 +109,12 @@ class Experiment:
             raise ValueError(
                 "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
                 f"adapter={_option(self.adapter)} the window may hold ffn and kv. Choose these, or extraction_mode=cut"
+            )
+        if self.client.compares_losses and self.extraction_mode == "cut" and self.extraction.steps(1.0).widths:
+            raise ValueError(
+                f"client={_option(self.client)} compares losses of one batch, and "
+                f"extraction={_option(self.extraction)} draws another width for each loss; choose client=first_order, "
+                "another extraction, or extraction_mode=window"
             )
         if self.adapter.trains_base and self.export.needs_adapter:
             raise ValueError(

@@ -1,7 +1,7 @@
 """How much memory and arithmetic a training step takes, found by carrying it out without numbers.
 
-Tensors of the dry run have shapes and types and no data, so that a step of any size costs a second and no memory. Every
-tensor that an operation makes is followed until the last reference to it is gone; the largest sum is the step's. What is
+Tensors of the dry run have shapes and types and no data, so that a step of any size costs a second and no memory. Each
+tensor that an operation makes is followed until nothing refers to it; the largest sum is that of the step. What is
 found is exact for tensors; what libraries and the allocator add is measured (see ``planner``).
 """
 
@@ -55,17 +55,17 @@ def footprint(learner: Learner, batch: Sequence[Encoded], *, backward: bool) -> 
 
     largest, flops = follow(step)
     held = {id(tensor): tensor for tensor in (*learner.module.parameters(), *learner.module.buffers())}
-    of_trained = sum(_num_bytes(parameter) for parameter in trained)
-    inside = sum(_num_bytes(parameter) for parameter in trained if id(parameter) in held)
-    weight_bytes = sum(_num_bytes(tensor) for tensor in held.values()) - inside
+    of_trained = sum(parameter.nbytes for parameter in trained)
+    inside = sum(parameter.nbytes for parameter in trained if id(parameter) in held)
+    weight_bytes = sum(tensor.nbytes for tensor in held.values()) - inside
     return Footprint(weight_bytes, of_trained, largest, flops)
 
 
 def follow(work: Callable[[], object]) -> tuple[int, int]:
     """Largest sum of bytes of the tensors that some work makes, and the operations of its matrix products.
 
-    Nothing is computed: operations are carried out on shapes. What the work starts with is not counted; it stays real, so
-    the work must not change it in place.
+    Nothing is computed: operations are carried out on shapes. What the work starts with is not counted; it stays real,
+    so the work must not change it in place.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,7 +85,7 @@ class _Live(TorchDispatchMode):
     _known: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
 
     def __torch_dispatch__(
         self,
@@ -126,8 +126,4 @@ def _flops(func: Any, args: Sequence[Any]) -> int:  # noqa: ANN401
         return 0
     left, right = args[-2:] if name == "aten::addmm" else args[:2]
     outputs = right.shape[0] if name == "aten::linear" else right.shape[-1]
-    return 2 * math.prod(left.shape) * int(outputs)
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return 2 * math.prod(int(size) for size in left.shape) * int(outputs)

@@ -124,7 +124,13 @@ class Gate:
 
 
 def prepare(
-    experiment: Experiment, base: Base, workers: Workers, dataset: Dataset, clients: Sequence[str], *, plans: bool = False
+    experiment: Experiment,
+    base: Base,
+    workers: Workers,
+    dataset: Dataset,
+    clients: Sequence[str],
+    *,
+    plans: bool = False,
 ) -> Gate:
     """What is known before the first round, with the gate that decides by it.
 

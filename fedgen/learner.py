@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgen.types import Axes, Encoded, Example, Index, Kept, Plan, Prompt, Score, Scores, State
+from fedgen.types import Axes, Encoded, Example, Index, Kept, Plan, Prompt, Rung, Score, Scores, State
 
 
 @runtime_checkable
@@ -59,6 +59,13 @@ class Base(Protocol):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights' file, or of the recipe that makes them."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest example in tokens."""
+
+    def at(self, rung: Rung) -> "Base":
+        """The same weights, worked with as a rung of the planner's ladder says; itself if that changes nothing."""
 
     @property
     def axes(self) -> Axes:

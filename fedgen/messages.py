@@ -57,7 +57,7 @@ class Reply:
         round: the round of the request that it answers.
         client: name of the client.
         payload: the change to the tensors of the request (deltas, not weights); None when the client failed.
-        num_examples: weight of the change.
+        num_examples: weight of the change: how many examples it was trained on.
         metrics: numbers about the client's work (loss, seconds, bytes of memory).
         error: why there is no payload; a fixed word, never text from the device.
     """

@@ -56,9 +56,7 @@ class Ground:
         base = bases.of(rung.dtype).at(rung)
         return dataclasses.replace(self, experiment=dataclasses.replace(experiment, client=client.at(rung)), base=base)
 
-    def part(
-        self, client: str, round: int, width: float, top_layers: float = 1.0, rank: int | None = None
-    ) -> Part:
+    def part(self, client: str, round: int, width: float, top_layers: float = 1.0, rank: int | None = None) -> Part:
         """What a client gets in a round.
 
         Args:
@@ -159,7 +157,9 @@ class Ground:
         weights = self.base.weights
         return sum(
             (math.prod(tree.extent(weights[name], plan)) - math.prod(tree.overlap(weights[name], plan, held.get(name))))
-            * weights[name].element_size()
+            # Of a matrix in few bits an entry may be less than a byte.
+            * weights[name].nbytes
+            // weights[name].numel()
             for name, plan in now.items()
         )
 

@@ -126,8 +126,8 @@ class Planner:
         needed = math.ceil(least.peak_bytes / (1 - MARGIN) / 1e6)
         return (
             f"every device declines ({', '.join(sorted(set(reasons)))}): the largest may use {largest / 1e6:.0f} MB, "
-            f"and the smallest way to train this model ({least.step.rung.name}) needs {needed} MB. Take a smaller model, "
-            "or devices with more memory; fedgen plan shows every way"
+            f"and the smallest way to train this model ({least.step.rung.name}) needs {needed} MB. Take a smaller "
+            "model, or devices with more memory; fedgen plan shows every way"
         )
 
     def forecast(self, step: Step, device: Device) -> Forecast:
@@ -148,9 +148,9 @@ class Planner:
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            with torch.set_grad_enabled(client.needs_gradient):
+            with torch.set_grad_enabled(client.needs_backward):
                 loss = learner.loss(batch)
-                if client.needs_gradient:
+                if client.needs_backward:
                     torch.autograd.grad(loss, list(learner.parameters().values()), allow_unused=True)
             seconds.append(time.perf_counter() - began)
         return sorted(seconds)[1]
@@ -206,8 +206,10 @@ class Planner:
             learner, batch, client = self._piece(step)
             part = self.part(self.ground.clients[0], 1, step)
             down, up = self.ground.sent(part), self.ground.returned(part, 1)
-            sizes = [sum(4 * math.prod(tree.extent(self.state[name], plan[name])) for name in plan) for plan in (down, up)]
-            self._known[step] = footprint(learner, batch, backward=client.needs_gradient), sizes[0], sizes[1]
+            sizes = [
+                sum(4 * math.prod(tree.extent(self.state[name], plan[name])) for name in plan) for plan in (down, up)
+            ]
+            self._known[step] = footprint(learner, batch, backward=client.needs_backward), sizes[0], sizes[1]
         return self._known[step]
 
 

@@ -98,8 +98,9 @@ class Replies:
 
     def _fold(self, client: str, payload: Payload) -> None:
         line, part = self._by_client[client], self._parts[client]
-        tensors = self._ground.experiment.wire.decode(payload)
-        update = Update(self._ground.returned(part, self._round), tensors, line["num_examples"])
+        plan = self._ground.returned(part, self._round)
+        tensors = self._ground.experiment.wire.decode(payload, self._shapes(plan))
+        update = Update(plan, tensors, line["num_examples"])
         try:
             self._ground.experiment.aggregation.add(self.total, update)
         except ClientError as error:
@@ -118,19 +119,22 @@ class Replies:
             raise ClientError(reply.error or "failed")
         if reply.round != self._round:
             raise ClientError("stale")
-        began = time.perf_counter()
+        began, plan = time.perf_counter(), self._ground.returned(self._parts[reply.client], self._round)
         try:
-            tensors = self._ground.experiment.wire.decode(reply.payload)
+            tensors = self._ground.experiment.wire.decode(reply.payload, self._shapes(plan))
         except ClientError:
             raise
         except Exception as error:
             raise ClientError("malformed") from error
-        check_shapes(tensors, self._ground.returned(self._parts[reply.client], self._round), self._state)
+        check_shapes(tensors, plan, self._state)
         if type(reply.num_examples) is not int or not 1 <= reply.num_examples <= MAX_EXAMPLES:
             raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
         if not math.isfinite(tree.largest(tensors)) or _finite(reply.metrics) != reply.metrics:
             raise ClientError("non_finite")
         return time.perf_counter() - began
+
+    def _shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tree.extent(self._state[name], kept)) for name, kept in plan.items()}
 
 
 def _finite(metrics: Metrics) -> Metrics:

@@ -174,9 +174,7 @@ def _devices(server: Server, round: int) -> tuple[dict[str, Device], dict[str, s
     return taking_part, declined
 
 
-def _wanted(
-    server: Server, devices: Mapping[str, Device], round: int
-) -> tuple[dict[str, Part], dict[str, Forecast]]:
+def _wanted(server: Server, devices: Mapping[str, Device], round: int) -> tuple[dict[str, Part], dict[str, Forecast]]:
     """The part that each client would get, and what is planned for those that tell their memory."""
     parts, plans = dict[str, Part](), dict[str, Forecast]()
     for client, device in devices.items():
@@ -226,10 +224,12 @@ def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> 
         if not dispatch.devices[client].has_base:
             base_bytes = ground.base_bytes(part, last)
         dispatch.coverage.last[client] = part
-        device, plan = dispatch.devices[client], dispatch.plans.get(client)
-        told = records.plan(device.kind, plan.step.rung.name, plan.peak_bytes) if plan else {}
+        forecast = dispatch.plans.get(client)
+        told, rung = {}, Rung()
+        if forecast is not None:
+            rung = forecast.step.rung
+            told = records.plan(dispatch.devices[client].kind, rung.name, forecast.peak_bytes)
         dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began, told)
-        rung = plan.step.rung if plan else Rung()
         yield Request(round, client, progress, part, payload, ground.base.fingerprint, rung)
 
 

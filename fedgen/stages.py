@@ -5,7 +5,7 @@ Protocol here that bears the stage's name. Building an option is free; work happ
 argument.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,9 +28,12 @@ from fedgen.types import (
     Observer,
     Plan,
     Prompt,
+    Rung,
     State,
     Steps,
+    Trained,
     Update,
+    Walk,
 )
 
 
@@ -57,8 +60,18 @@ class Partition(Protocol):
 class Model(Protocol):
     """Loads a model."""
 
-    def load(self, seed: int, kept: Kept | None = None) -> Base:
-        """The weights, once, or those of a part alone. The seed matters only to models that are drawn at random."""
+    @property
+    def lightest(self) -> str:
+        """Type in which its frozen weights take least memory."""
+
+    def load(self, seed: int, kept: Kept | None = None, dtype: str | None = None) -> Base:
+        """The weights, once.
+
+        Args:
+            seed: matters only to models that are drawn at random.
+            kept: units of a part, whose weights alone are loaded; None for the whole.
+            dtype: type in which frozen weights are held; None for the option's own.
+        """
 
 
 @runtime_checkable
@@ -131,10 +144,29 @@ class Extraction(Protocol):
 class Client(Protocol):
     """What a client does with its part."""
 
+    @property
+    def compares_losses(self) -> bool:
+        """Whether a step compares losses of one batch, so that the loss must be the same function each time."""
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether there is a backward pass, for which what layers compute has to be kept."""
+
+    @property
+    def num_at_once(self) -> int:
+        """How many examples go through the model at once, at most."""
+
+    @property
+    def num_passes(self) -> int:
+        """How often that happens in a round, if it is counted in steps."""
+
+    def at(self, rung: Rung) -> "Client":
+        """The same client on a rung of the planner's ladder."""
+
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
-    ) -> Metrics:
-        """Changes the learner's trainable tensors by learning from the examples; says what happened.
+    ) -> Trained:
+        """Changes the learner's trainable tensors by learning from the examples; says by what, and what happened.
 
         Raises:
             ClientError: the result is unusable (`non_finite_loss`, say).
@@ -142,14 +174,43 @@ class Client(Protocol):
 
 
 @runtime_checkable
+class Selection(Protocol):
+    """Which of its examples a client trains on."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the model has to say something of each example first."""
+
+    def measure(self, learner: Learner, example: Encoded) -> float:
+        """Score of one example. It depends on the model and the example alone, to the bit, so that it can be kept.
+
+        Args:
+            learner: over the whole model as it was loaded.
+            example: one that the client holds.
+        """
+
+    def keep(self, scores: Sequence[float], labels: Sequence[str]) -> list[int]:
+        """Positions of the examples to train on, ascending; none whose score is not finite.
+
+        Args:
+            scores: one for each example; all 0 for an option that needs none.
+            labels: their classes, empty where an example has none.
+        """
+
+
+@runtime_checkable
 class Wire(Protocol):
     """State ↔ bytes."""
 
-    def encode(self, state: State, plan: Plan | None = None) -> Payload:
-        """Packs a state, or what a plan keeps of it."""
+    def encode(self, state: State, plan: Plan | None = None, walk: Walk | None = None) -> Payload:
+        """Packs a state, or what a plan keeps of it; an option may send the walk that the state is in its place."""
 
-    def decode(self, payload: Payload) -> State:
+    def decode(self, payload: Payload, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
         """Unpacks it.
+
+        Args:
+            payload: what came.
+            shapes: of the tensors that are expected; a walk cannot be unpacked without.
 
         Raises:
             ClientError: manifest and bytes do not fit together (`malformed`).

@@ -268,6 +268,34 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """A change as steps along seeded directions, one after the other (`directions.replay`).
+
+    Attributes:
+        seeds: of each step's direction.
+        scales: how far each step goes, in fp32.
+    """
+
+    seeds: Int[Tensor, " steps"]
+    scales: Float[Tensor, " steps"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What comes of a client's training.
+
+    Attributes:
+        change: deltas of the learner's trainable tensors.
+        metrics: numbers about the work.
+        walk: the same change, to the bit, as steps along seeded directions; None if it did not come about like that.
+    """
+
+    change: State
+    metrics: Metrics
+    walk: Walk | None = None
+
+
+@dataclass(frozen=True)
 class Update:
     """A client's change, unpacked and checked: deltas of the tensors in the plan."""
 

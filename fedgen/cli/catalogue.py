@@ -32,6 +32,17 @@ def defaults() -> dict[str, str]:
     return {stage: option for stage, option in entries if option != "null"}
 
 
+def stage_of(key: str) -> str:
+    """The stage whose options a field of the experiment takes: that of its own name, unless the root yaml says more.
+
+    >>> stage_of("client"), stage_of("light_client")
+    ('client', 'client')
+    """
+    text = (shipped("configs") / "experiment.yaml").read_text(encoding="utf-8")
+    match = re.search(rf"^  - (\w+)@{re.escape(key)}: \w+$", text, re.MULTILINE)
+    return match[1] if match else key
+
+
 def options(stage: str) -> dict[str, Schema]:
     """Option → its class, sorted by name.
 

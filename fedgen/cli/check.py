@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedgen.cli.catalogue import nearest, options
+from fedgen.cli.catalogue import nearest, options, stage_of
 from fedgen.cli.fit import Misfit, fit
 from fedgen.cli.schema import REQUIRED
 from fedgen.errors import ConfigError
@@ -141,7 +141,9 @@ def _resolve(path: str, key: str, faults: list[str]) -> type:
     """
     place = _join(key, "_target_")
     if not _allowed(path, key):
-        wanted = f"fedgen.{key}.<option>.<Class>" if "." not in key else f"one of {', '.join(sorted(THIRD_PARTY))}"
+        wanted = (
+            f"fedgen.{stage_of(key)}.<option>.<Class>" if "." not in key else f"one of {', '.join(sorted(THIRD_PARTY))}"
+        )
         faults.append(f"{place}: {path!r} may not be named here; expected {ROOT if not key else wanted}")
         raise _Refused
     module, _, name = path.rpartition(".")
@@ -167,7 +169,7 @@ def _allowed(path: str, key: str) -> bool:
         return path == ROOT
     if "." in key:
         return path in THIRD_PARTY
-    match = re.fullmatch(rf"fedgen\.{re.escape(key)}\.([a-z][a-z0-9_]*)\.([A-Z][A-Za-z0-9]*)", path)
+    match = re.fullmatch(rf"fedgen\.{re.escape(stage_of(key))}\.([a-z][a-z0-9_]*)\.([A-Z][A-Za-z0-9]*)", path)
     return match is not None and match[1].replace("_", "") == match[2].lower()
 
 

@@ -145,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("what", nargs="?", metavar="STAGE[.OPTION]", help="model, or model.tiny")
     plan = verbs.add_parser("plan", help="say whether a model fits a device, and how it would be trained there")
     plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as fedgen train takes them")
-    plan.add_argument("--memory", metavar="SIZE", help="what the device's process may hold (900M); else the fleet's boards")
+    plan.add_argument(
+        "--memory", metavar="SIZE", help="what the device's process may hold (900M); else the fleet's boards"
+    )
     plan.add_argument("--measure", action="store_true", help="time the reference step on this machine besides")
     plan.add_argument("--json", action="store_true", help="print one object")
     benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")

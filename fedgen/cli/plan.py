@@ -1,4 +1,4 @@
-"""``fedgen plan``: whether a model fits a device, and how it would be trained there, before anybody is sent anything."""
+"""``fedgen plan``: whether a model fits a device, and how it would be trained there, before anything is sent."""
 
 import dataclasses
 import json
@@ -73,19 +73,17 @@ def num_bytes(text: str) -> int:
     return int(number)
 
 
-def _show(
-    planner: Planner, told: dict[str, Device], found: dict[str, Forecast | None], seconds: float | None
-) -> None:
+def _show(planner: Planner, told: dict[str, Device], found: dict[str, Forecast | None], seconds: float | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    heads = ("device", "may use", "works as", "peak", "weights", "step", "a round", "down", "up")
+    heads = ("device", "may use", "works as", "peak", "weights", "a round", "up")
     table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
     for kind, device in told.items():
         plan = found[kind]
-        table.add_row(kind, _mb(device.memory_bytes), *(_row(plan) if plan else ("declines", *[""] * 6)))
+        table.add_row(kind, _mb(device.memory_bytes), *(_row(plan) if plan else ("declines", *[""] * 4)))
     console.print(table)
     ladder = Table("step of the ladder", "peak", "saves", "what it does", box=box.SIMPLE_HEAD, pad_edge=False)
     before: int | None = None
@@ -100,8 +98,7 @@ def _show(
 
 def _row(plan: Forecast) -> tuple[str, ...]:
     seconds = "" if plan.seconds is None else f"{plan.seconds:,.0f} s"
-    first = (plan.peak_bytes, plan.weight_bytes, plan.step_bytes)
-    return plan.step.rung.name, *(_mb(size) for size in first), seconds, _mb(plan.down_bytes), _mb(plan.up_bytes)
+    return plan.step.rung.name, _mb(plan.peak_bytes), _mb(plan.weight_bytes), seconds, _mb(plan.up_bytes)
 
 
 def _as_json(

@@ -2,18 +2,24 @@
 
 ClientUpdate of FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with Adam in place of SGD by default, as is usual for
 LoRA.
+
+Fused: Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (LOMO), ACL 2024,
+Algorithm 1: gradient and update are one step of the backward pass, so that gradients never are there all at once.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 
+from fedgen import tree
+from fedgen.client.batches import batches
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Metrics
+from fedgen.types import Encoded, Rung, Trained
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class FirstOrder:
         beta2: decay of Adam's second moment.
         mask_absent: the softmax goes over those tokens only that occur in the client's answers (masked cross-entropy),
             so that a client without a label does not unlearn it.
+        micro_batch: so many examples of a step go through the model at once, and their gradients add up to those of the
+            whole batch; null takes all at once. Memory is then that of a small batch. With an extraction whose steps
+            draw widths, each such piece draws its own.
+        fused: weights are updated within the backward pass, each as soon as its gradient is there, which is then
+            dropped (LOMO). Saves as much memory as gradients of all weights take; needs max_grad_norm null.
     """
 
     learning_rate: float = 2.5e-3
@@ -44,6 +55,8 @@ class FirstOrder:
     max_grad_norm: float | None = 1.0
     beta2: float = 0.999
     mask_absent: bool = False
+    micro_batch: int | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -62,44 +75,93 @@ class FirstOrder:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
         if not 0 < self.beta2 < 1:
             raise ValueError(f"beta2 is {self.beta2}; it must lie between 0 and 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1, or null")
+        if self.fused and self.max_grad_norm is not None:
+            raise ValueError(
+                f"fused is true and max_grad_norm is {self.max_grad_norm}; the norm is that of all gradients, of which "
+                "fused drops each as soon as it is used. Set max_grad_norm to null, or fused to false"
+            )
+        if self.fused and self.micro_batch is not None:
+            raise ValueError(
+                f"fused is true and micro_batch is {self.micro_batch}; gradients of pieces add up, and fused drops "
+                "each as soon as it is used. Set micro_batch to null, or fused to false"
+            )
+
+    @property
+    def compares_losses(self) -> bool:
+        """False: a step takes the gradient of one loss."""
+        return False
+
+    @property
+    def needs_backward(self) -> bool:
+        """True: gradients come from it."""
+        return True
+
+    @property
+    def num_at_once(self) -> int:
+        """Examples of a piece of a step."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
+
+    @property
+    def num_passes(self) -> int:
+        """Pieces of all steps."""
+        return self.num_steps * math.ceil(self.batch_size / self.num_at_once)
+
+    def at(self, rung: Rung) -> "FirstOrder":
+        """With the rung's pieces of a step, unless updates are fused, which takes them whole."""
+        return self if rung.micro_batch is None or self.fused else replace(self, micro_batch=rung.micro_batch)
 
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
-    ) -> Metrics:
+    ) -> Trained:
         """Trains on shuffled passes over the examples.
 
         Returns:
-            loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through the model; train_bytes:
-            memory of gradients and optimiser state.
+            The change, and as metrics loss: mean of the steps' losses; num_steps; num_tokens: tokens that went through
+            the model; train_bytes: memory of gradients and optimiser state.
 
         Raises:
             ClientError: `no_examples`, or `non_finite_loss` when a loss is NaN or infinite.
         """
         if not examples:
             raise ClientError("no_examples")
-        parameters = list(learner.parameters().values())
-        optimizer = self._optimizer(parameters, progress)
+        before, parameters = learner.state(), list(learner.parameters().values())
+        # Fused, each weight is updated by itself.
+        groups = [[parameter] for parameter in parameters] if self.fused else [parameters]
+        optimizers = [self._optimizer(group, progress) for group in groups]
+        hooks = _update_when_ready(parameters, optimizers) if self.fused else []
         losses, num_tokens, among = [], 0, _answer_tokens(examples) if self.mask_absent else None
-        for batch in self._batches(examples, generator):
-            optimizer.zero_grad()
-            loss = learner.loss(batch, among)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise ClientError("non_finite_loss", f"loss {losses[-1]} in step {len(losses)}")
-            loss.backward()
-            if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            optimizer.step()
-            num_tokens += sum(len(encoded.ids) for encoded in batch)
-        train_bytes = _num_bytes(optimizer)
-        # A worker's learner goes on to the next client: gradients must neither stay in memory nor leak.
-        optimizer.zero_grad()
-        return {
+        try:
+            for batch in batches(examples, self.batch_size, self.num_steps, self.num_epochs, generator):
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                losses.append(0.0)
+                for piece, share in self._pieces(batch):
+                    loss = learner.loss(piece, among) * share
+                    losses[-1] += loss.item()
+                    if not math.isfinite(losses[-1]):
+                        raise ClientError("non_finite_loss", f"loss {losses[-1]} in step {len(losses)}")
+                    loss.backward()
+                if self.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                if not self.fused:
+                    optimizers[0].step()
+                num_tokens += sum(len(encoded.ids) for encoded in batch)
+            train_bytes = self._train_bytes(parameters, optimizers)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            # A worker's learner goes on to the next client: gradients must neither stay in memory nor leak.
+            for parameter in parameters:
+                parameter.grad = None
+        metrics = {
             "loss": sum(losses) / len(losses),
             "num_steps": float(len(losses)),
             "num_tokens": float(num_tokens),
             "train_bytes": float(train_bytes),
         }
+        return Trained(tree.subtract(learner.state(), before), metrics)
 
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
@@ -110,16 +172,32 @@ class FirstOrder:
             parameters, lr=rate, betas=(0.9, self.beta2), weight_decay=self.weight_decay, fused=True
         )
 
-    def _batches(self, examples: Sequence[Encoded], generator: torch.Generator) -> Iterator[list[Encoded]]:
-        """Batches out of shuffled passes; the last of a pass may be smaller."""
-        size = min(self.batch_size, len(examples))
-        per_pass = -(-len(examples) // size)
-        num_steps = self.num_steps if self.num_epochs is None else max(1, round(self.num_epochs * per_pass))
-        for step in range(num_steps):
-            if step % per_pass == 0:
-                order = torch.randperm(len(examples), generator=generator).tolist()
-            start = step % per_pass * size
-            yield [examples[position] for position in order[start : start + size]]
+    def _pieces(self, batch: Sequence[Encoded]) -> Iterator[tuple[Sequence[Encoded], float]]:
+        """Pieces of a batch, each with its share of the batch's answer tokens, over which the loss is a mean."""
+        size, num_answers = self.micro_batch or len(batch), _num_answers(batch)
+        for start in range(0, len(batch), size):
+            piece = batch[start : start + size]
+            yield piece, _num_answers(piece) / num_answers
+
+    def _train_bytes(self, parameters: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> int:
+        """Bytes of the gradients that are there at once, and of the optimisers' own state."""
+        # Fused, they come and go one by one.
+        sizes = [_num_bytes(p if self.fused else p.grad) for p in parameters]
+        state = [value for one in optimizers for kept in one.state.values() for value in kept.values()]
+        return (max(sizes, default=0) if self.fused else sum(sizes)) + sum(_num_bytes(value) for value in state)
+
+
+def _update_when_ready(
+    parameters: Sequence[torch.nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Has the backward pass update each parameter as soon as all of its gradient is there, and drop the gradient."""
+
+    def update(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
+        optimizer.step()
+        parameter.grad = None
+
+    pairs = zip(parameters, optimizers, strict=True)
+    return [parameter.register_post_accumulate_grad_hook(partial(update, optimizer)) for parameter, optimizer in pairs]
 
 
 def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
@@ -127,9 +205,9 @@ def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
     return torch.tensor(sorted({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]}))
 
 
-def _num_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the gradients and of the optimiser's own state."""
-    tensors = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    kept = [value for state in optimizer.state.values() for value in state.values()]
-    tensors += [value for value in kept if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _num_answers(examples: Sequence[Encoded]) -> int:
+    return sum(len(encoded.ids) - encoded.num_prompt for encoded in examples)
+
+
+def _num_bytes(value: object) -> int:
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fedgen import checkpoint, seeds
 from fedgen.checkpoint import Checkpoint
-from fedgen.device import answer
+from fedgen.device import Holding, answer, hold
 from fedgen.disk import write_atomic
 from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
@@ -23,7 +23,7 @@ from fedgen.parts import Bases, Ground
 from fedgen.planner import Planner, planner_of
 from fedgen.rounds import Server, serve
 from fedgen.run import Run, lock
-from fedgen.types import Dataset, Encoded, Example, Observer
+from fedgen.types import Dataset, Example, Observer
 from fedgen.workers import Workers
 
 
@@ -111,7 +111,7 @@ class LocalTransport:
     workers: Workers
     shards: Mapping[str, Sequence[Example]]
     own_process: bool = False
-    _encoded: dict[str, list[Encoded]] = field(default_factory=dict)
+    _holdings: dict[str, Holding] = field(default_factory=dict)
     _outbox: list[Iterator[Request]] = field(default_factory=list)
 
     def nodes(self) -> list[str]:
@@ -128,18 +128,12 @@ class LocalTransport:
             yield from self.workers.map(self._answer, self._outbox.pop(0))
 
     def _answer(self, learner: Learner, request: Request) -> Reply:
-        shard = self.shards[request.client]
-        examples = self._encoded.get(request.client)
-        if examples is None:
-            examples = self._encoded[request.client] = [e for e in learner.encode(shard) if e is not None]
-        if shard and not examples:
-            return Reply(request.round, request.client, error="no_answer_tokens")
+        holding = self._holdings.get(request.client)
+        if holding is None:
+            holding = self._holdings[request.client] = hold(learner, self.shards[request.client])
         if self.own_process:
-            reply = answer_apart(self.ground, request, examples)
-        else:
-            reply = answer(self.ground, self.bases, request, learner, examples)
-        reply.metrics["num_left_out"] = reply.metrics.get("num_left_out", 0.0) + len(shard) - len(examples)
-        return reply
+            return answer_apart(self.ground, request, holding)
+        return answer(self.ground, self.bases, request, learner, holding)
 
 
 def shards_of(experiment: Experiment, dataset: Dataset) -> dict[str, Sequence[Example]]:

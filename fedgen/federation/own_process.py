@@ -6,14 +6,13 @@ imports and the loading of the model in every turn.
 
 import multiprocessing
 import multiprocessing.connection
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedgen.device import answer
+from fedgen.device import Holding, answer
 from fedgen.experiment import Experiment
 from fedgen.messages import Reply, Request
 from fedgen.parts import Bases, Ground, ground_of
-from fedgen.types import Encoded, Scores
+from fedgen.types import Scores
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Turn:
         scores: how much each unit matters, if the extraction asks.
         plans: some devices tell their memory.
         request: what the server asks.
-        examples: the client's.
+        holding: the client's.
     """
 
     experiment: Experiment
@@ -34,15 +33,15 @@ class Turn:
     scores: Scores | None
     plans: bool
     request: Request
-    examples: Sequence[Encoded]
+    holding: Holding
 
 
-def answer_apart(ground: Ground, request: Request, examples: Sequence[Encoded]) -> Reply:
+def answer_apart(ground: Ground, request: Request, holding: Holding) -> Reply:
     """What `device.answer` gives, from a process that lives for this turn alone."""
     # Not forked: a fork would begin with the memory of the server, and with its threads' locks.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    turn = Turn(ground.experiment, ground.clients, ground.scores, ground.plans, request, examples)
+    turn = Turn(ground.experiment, ground.clients, ground.scores, ground.plans, request, holding)
     process = context.Process(target=_work, args=(there,), daemon=True)
     process.start()
     there.close()
@@ -68,4 +67,4 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
     base = experiment.model.load(experiment.seed, dtype=dtype)
     [learner] = experiment.learners(base, 1)
     ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans)
-    connection.send(answer(ground, Bases(experiment, base, dtype), turn.request, learner, turn.examples))
+    connection.send(answer(ground, Bases(experiment, base, dtype), turn.request, learner, turn.holding))

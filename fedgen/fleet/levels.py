@@ -58,7 +58,9 @@ class Levels:
         Levels that are dealt out once depend on who the clients are, but not on their order.
         """
         names = sorted(clients)
-        levels = [self._drawn(client, round, seed) for client in names] if self.redraw else deal(names, self._shares(), seed)
+        levels = (
+            [self._drawn(client, round, seed) for client in names] if self.redraw else deal(names, self._shares(), seed)
+        )
         return {client: self._device(level) for client, level in zip(names, levels, strict=True)}
 
     def _device(self, level: int) -> Device:

@@ -99,7 +99,9 @@ def layers_of(module: nn.Module) -> tuple[str, list[tuple[int, nn.Module]]]:
     for path, child in module.named_modules():
         if isinstance(child, nn.ModuleList) and any(child is own for own in decoder.children()):
             return f"{path}.", [(int(number), layer) for number, layer in child.named_children()]
-    raise ModelError(f"{type(module).__name__} has no list of layers; parts of it cannot be made")
+    raise ModelError(
+        f"{type(module).__name__} has no list of layers; no part of it can be made, and no layer recomputed"
+    )
 
 
 def _groups(config: Any) -> tuple[Group, ...]:  # noqa: ANN401 - transformers' configurations share no typed fields

@@ -18,25 +18,50 @@ from fedgen.types import Index
 CHUNK_TOKENS = 128
 """Rows of logits that exist at once, 25 MB at 49,152 each. With fewer, reading the head from memory dominates."""
 
+FLOAT_TOKENS = 16
+"""Rows of them that exist in fp32 beside: what is made of logits then fits into the processor's cache."""
+
 
 def token_losses(
-    hidden: Float[Tensor, "tokens width"], head: Float[Tensor, "vocab width"], targets: Int[Tensor, " tokens"]
+    hidden: Float[Tensor, "tokens width"],
+    head: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, " tokens"],
+    chunk_tokens: int | None = CHUNK_TOKENS,
 ) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
-    """Negative log-likelihood of each target in nats, and whether the target is the first choice. No gradient."""
+    """Negative log-likelihood of each target in nats, and whether the target is the first choice. No gradient.
+
+    Args:
+        hidden: last hidden states.
+        head: makes logits of them.
+        targets: tokens to be predicted.
+        chunk_tokens: rows of logits that exist at once; None for all.
+    """
     losses, right = [], []
+    size = chunk_tokens or len(targets)
     with torch.no_grad():
-        for rows, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-            logits = (rows @ head.T).float()
-            losses.append(logits.logsumexp(1) - logits.gather(1, wanted[:, None])[:, 0])
-            right.append(logits.argmax(1) == wanted)
+        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            found = _measured(rows @ head.T, wanted)
+            losses.append(found[0])
+            right.append(found[1])
     return torch.cat(losses), torch.cat(right)
 
 
 def mean_loss(
-    hidden: Float[Tensor, "tokens width"], head: Float[Tensor, "vocab width"], targets: Int[Tensor, " tokens"]
+    hidden: Float[Tensor, "tokens width"],
+    head: Float[Tensor, "vocab width"],
+    targets: Int[Tensor, " tokens"],
+    chunk_tokens: int | None = CHUNK_TOKENS,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of the targets in nats, differentiable in both the hidden states and the head."""
-    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    """Mean negative log-likelihood of the targets in nats, differentiable in both the hidden states and the head.
+
+    Args:
+        hidden: last hidden states.
+        head: makes logits of them.
+        targets: tokens to be predicted.
+        chunk_tokens: rows of logits that exist at once; None for all.
+    """
+    size = chunk_tokens or len(targets)
+    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets, size)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -55,32 +80,55 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """``mean(logsumexp(h Wᵀ) - (h Wᵀ)[target])``; its gradient with respect to the logits is ``softmax - one_hot``."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, size: int) -> Tensor:  # noqa: ANN401 - torch's context
         """Loss, and the gradients for an incoming gradient of one."""
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
         total = torch.zeros((), dtype=torch.float32)
         scale = 1.0 / len(targets)
-        for start in range(0, len(targets), CHUNK_TOKENS):
-            rows, wanted = hidden[start : start + CHUNK_TOKENS], targets[start : start + CHUNK_TOKENS, None]
-            logits = (rows @ head.T).float()
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += (normaliser - logits.gather(1, wanted)).sum()
-            grad = logits.sub_(normaliser).exp_().mul_(scale)
-            grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, -scale))
-            grad = grad.to(head.dtype)
-            torch.mm(grad, head, out=grad_hidden[start : start + CHUNK_TOKENS])
+        for start in range(0, len(targets), size):
+            rows, wanted = hidden[start : start + size], targets[start : start + size, None]
+            logits = rows @ head.T
+            total += _to_gradient(logits, wanted, scale)
+            torch.mm(logits, head, out=grad_hidden[start : start + size])
             if grad_head is not None:
-                grad_head += grad.T @ rows
+                # In place: the product alone would be as large as the head.
+                grad_head.addmm_(logits.T.float(), rows.float())
+            del logits  # Before those of the next chunk are there.
         ctx.save_for_backward(grad_hidden, grad_head)
         return total * scale
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
-        """The gradients of the forward pass times the incoming one."""
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # noqa: ANN401
+        """The gradients of the forward pass times the incoming one. Once: they are scaled where they are."""
         grad_hidden, grad_head = ctx.saved_tensors
-        return (
-            grad_hidden * grad_output.to(grad_hidden.dtype),
-            None if grad_head is None else grad_head * grad_output,
-            None,
-        )
+        if grad_head is not None:
+            grad_head.mul_(grad_output)
+        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_head, None, None
+
+
+def _measured(
+    logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"]
+) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+    losses, right = [], []
+    for part, wanted in zip(logits.split(FLOAT_TOKENS), targets.split(FLOAT_TOKENS), strict=True):
+        exact = part.float()
+        losses.append(exact.logsumexp(1) - exact.gather(1, wanted[:, None])[:, 0])
+        right.append(exact.argmax(1) == wanted)
+    return torch.cat(losses), torch.cat(right)
+
+
+def _to_gradient(
+    logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, "tokens 1"], scale: float
+) -> Float[Tensor, ""]:
+    """Puts ``scale`` times the gradient of the summed losses in the place of the logits; returns that sum."""
+    losses = torch.empty(targets.shape, dtype=torch.float32)
+    parts = zip(logits.split(FLOAT_TOKENS), targets.split(FLOAT_TOKENS), losses.split(FLOAT_TOKENS), strict=True)
+    for part, wanted, loss in parts:
+        exact = part.float()
+        normaliser = exact.logsumexp(1, keepdim=True)
+        torch.sub(normaliser, exact.gather(1, wanted), out=loss)
+        exact.sub_(normaliser).exp_().mul_(scale)
+        exact.scatter_add_(1, wanted, exact.new_full(wanted.shape, -scale))
+        part.copy_(exact)
+    return losses.sum()

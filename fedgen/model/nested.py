@@ -74,7 +74,8 @@ class NestedLearner:
         taught, (head, targets) = self.widest.hidden(packed), restrict(self.widest.head(), packed.targets, among)
         wanted = (taught @ head.T).detach().float().softmax(1)
         given = (learner.hidden(packed) @ restrict(learner.head(), targets, among)[0].T).float()
-        return mean_loss(taught, head, targets) + nn.functional.cross_entropy(given, wanted)
+        own = mean_loss(taught, head, targets, self.widest.chunk_tokens)
+        return own + nn.functional.cross_entropy(given, wanted)
 
     @property
     def module(self) -> nn.Module:

@@ -14,11 +14,13 @@ from fedgen.errors import ModelError
 from fedgen.learner import Learner
 from fedgen.model import selfcheck
 from fedgen.model.axes import axes_of
+from fedgen.model.loss import CHUNK_TOKENS
 from fedgen.model.nested import NestedLearner, narrow
 from fedgen.model.part import rescale, shrink
+from fedgen.model.quantised import Quantised
 from fedgen.model.text import TextLearner
 from fedgen.model.window import open_windows
-from fedgen.types import Axes, Encoded, Kept, Plan, State
+from fedgen.types import Axes, Encoded, Kept, Plan, Rung, State
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,24 @@ class TextBase:
         tokenizer: its tokenizer.
         fingerprint: SHA-256 of the weights, or of what they are made from.
         max_length: longest example in tokens; the rest is cut off.
+        checkpointing: layers are recomputed in the backward pass.
+        chunk_tokens: rows of logits that exist at once; None for all.
     """
 
     module: nn.Module
     tokenizer: Any
     fingerprint: str
     max_length: int
+    checkpointing: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
+
+    def at(self, rung: Rung) -> "TextBase":
+        """The same weights, worked with as a rung of the planner's ladder says; itself if that changes nothing."""
+        checkpointing = self.checkpointing if rung.checkpointing is None else rung.checkpointing
+        chunk_tokens = self.chunk_tokens if rung.chunk_tokens is None else rung.chunk_tokens
+        if (checkpointing, chunk_tokens) == (self.checkpointing, self.chunk_tokens):
+            return self
+        return replace(self, checkpointing=checkpointing, chunk_tokens=chunk_tokens)
 
     @property
     def axes(self) -> Axes:
@@ -82,11 +96,22 @@ class TextBase:
         return NestedLearner(learner, tuple(narrow(learner, *pair) for pair in plans), distill, generator)
 
     def replica(self, *, private: bool) -> nn.Module:
-        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained."""
+        """Modules of its own over the shared tensors, or over an fp32 copy of them if they are to be trained.
+
+        Raises:
+            ModelError: they are to be trained, and are held in few bits.
+        """
+        if private and any(isinstance(parameter, Quantised) for parameter in self.module.parameters()):
+            raise ModelError(
+                "the model's own weights cannot be trained where they are held in few bits (model.dtype=int8 or gguf): "
+                "a step is smaller than the distance between two numbers. Choose an adapter beside them, such as "
+                "adapter=lora, or model.dtype=float32 or bfloat16"
+            )
+        own: dict[int, Any] = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         if private:
-            return copy.deepcopy(self.module).float()
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+            # Straight into fp32: a copy in the type of the base would be there beside.
+            own = {key: _own(tensor) for key, tensor in own.items()}
+        return copy.deepcopy(self.module, own)
 
     def learner(
         self, module: nn.Module, parameters: Mapping[str, nn.Parameter], window: Plan | None = None
@@ -105,7 +130,14 @@ class TextBase:
         if window is not None:
             trained, loaded = open_windows(module, parameters, window)
         trained = {name: parameter for name, parameter in trained.items() if parameter.requires_grad}
-        return TextLearner(module, self.tokenizer, trained, loaded, self.max_length)
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        return TextLearner(module, self.tokenizer, trained, loaded, *ways)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """An fp32 copy; numbers that are not real stay of their type."""
+    copied = tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def check_family(learner: TextLearner) -> None:

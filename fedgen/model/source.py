@@ -1,6 +1,7 @@
 """Finds a model's files: a local folder, a file inside an installed package, or a hub id, all with one result.
 
-A GGUF file is converted once into a folder in the formats of transformers (bf16 safetensors), kept in the cache.
+A GGUF file is converted once into a folder in the formats of transformers (bf16 safetensors), kept in the cache; or its
+weights stay in it, and only its configuration and tokenizer are written there.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fedgen.errors import ModelError
@@ -28,6 +30,16 @@ def folder_of(source: str) -> Path:
     Raises:
         ModelError: there is no such model; the message names the ways out.
     """
+    found = find(source)
+    return found if found.is_dir() else converted(found, fingerprint(found))
+
+
+def find(source: str) -> Path:
+    """The folder or the GGUF file that a source names.
+
+    Raises:
+        ModelError: there is no such model; the message names the ways out.
+    """
     found = _local(source) or _in_package(source)
     if found is None:
         return _from_hub(source)
@@ -37,23 +49,51 @@ def folder_of(source: str) -> Path:
         return found
     if found.suffix != ".gguf":
         raise ModelError(f"{found} is a {found.suffix or 'plain'} file; expected a .gguf file or a model folder")
-    return _converted(found)
+    return found
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a folder, in order of their names.
+def converted(file: Path, digest: str) -> Path:
+    """The folder that a GGUF file was converted into; converts it first if need be.
+
+    Args:
+        file: the file.
+        digest: its fingerprint.
 
     Raises:
-        ModelError: there are none.
+        ModelError: the file is damaged or of an unknown family, or the cache cannot be written to.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    return _cached(file, f"{file.stem}-{digest[:12]}", _convert, "300 MB")
+
+
+def description_of(file: Path, digest: str) -> Path:
+    """A folder with configuration and tokenizer of a GGUF file, and with its weights if it was converted before.
+
+    Raises:
+        ModelError: the file is damaged or of an unknown family, or the cache cannot be written to.
+    """
+    name = f"{file.stem}-{digest[:12]}"
+    if (cache_folder() / name / "config.json").is_file():
+        return cache_folder() / name
+    return _cached(file, f"{name}-description", _describe, "10 MB")
+
+
+def fingerprint(found: Path) -> str:
+    """SHA-256 of a GGUF file, or over the safetensors files of a folder in order of their names.
+
+    Raises:
+        ModelError: the folder has none.
+    """
+    if found.is_file():
+        return _digest(found).hex()
+    files = sorted(found.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} holds no .safetensors file; save the model with save_pretrained (safetensors)")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        raise ModelError(f"{found} holds no .safetensors file; save the model with save_pretrained (safetensors)")
+    return hashlib.sha256(b"".join(_digest(file) for file in files)).hexdigest()
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def cache_folder() -> Path:
@@ -108,11 +148,9 @@ def _from_hub(source: str) -> Path:
         raise ModelError(f"the hub model {source!r} is not in the local cache and the hub gave none. {ways}") from error
 
 
-def _converted(file: Path) -> Path:
-    """The folder that a GGUF file was converted into; converts it first if need be."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    target = cache_folder() / f"{file.stem}-{digest[:12]}"
+def _cached(file: Path, name: str, make: Callable[[Path, Path], None], size: str) -> Path:
+    """A folder in the cache that is made of a GGUF file; makes it first if need be."""
+    target = cache_folder() / name
     if (target / "config.json").is_file():
         return target
     try:
@@ -121,14 +159,14 @@ def _converted(file: Path) -> Path:
     except OSError as error:
         raise ModelError(f"cannot write to the cache {target.parent}: {error.strerror}; set FEDGEN_CACHE") from error
     try:
-        _convert(file, work)
+        make(file, work)
         # The folder appears whole; whoever comes second keeps the first one's.
         if not target.exists():
             work.rename(target)
     except OSError as error:
         if not target.exists():
             raise ModelError(
-                f"cannot convert {file.name} into {target.parent}: {error}. About 300 MB are needed there; "
+                f"cannot convert {file.name} into {target.parent}: {error}. About {size} are needed there; "
                 "set FEDGEN_CACHE to a folder with room"
             ) from error
     except Exception as error:
@@ -150,4 +188,13 @@ def _convert(file: Path, folder: Path) -> None:
             file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
     module.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def _describe(file: Path, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

@@ -1,5 +1,6 @@
 """A decoder-only language model at work, one for each worker; ``shared`` holds the weights that they have in common."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgen.errors import ModelError
+from fedgen.model.axes import layers_of
 from fedgen.model.importance import measure_importance
-from fedgen.model.loss import mean_loss, restrict, token_losses
+from fedgen.model.loss import CHUNK_TOKENS, mean_loss, restrict, token_losses
 from fedgen.model.packing import Packed, pack
+from fedgen.model.recompute import recomputed
 from fedgen.types import Encoded, Example, Index, Prompt, Score, Scores, State
 
 
@@ -27,6 +30,8 @@ class TextLearner:
         trainable: trainable parameters by name.
         tensors: where the tensors of a state are loaded into, by name; trainable or not.
         max_length: longest example in tokens.
+        checkpointing: layers are recomputed in the backward pass.
+        chunk_tokens: rows of logits that exist at once; None for all.
     """
 
     module: nn.Module
@@ -34,6 +39,8 @@ class TextLearner:
     trainable: dict[str, nn.Parameter]
     tensors: State
     max_length: int
+    checkpointing: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
@@ -68,13 +75,13 @@ class TextLearner:
     def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
         """Mean loss per answer token; logits exist only where there is an answer."""
         packed = pack(batch)
-        return mean_loss(self.hidden(packed), *restrict(self.head(), packed.targets, among))
+        return mean_loss(self.hidden(packed), *restrict(self.head(), packed.targets, among), self.chunk_tokens)
 
     def score(self, batch: Sequence[Encoded]) -> list[Score]:
         """Loss and exactness of each example. An example's numbers do not depend on the batch beyond rounding."""
         packed = pack(batch)
         with torch.no_grad():
-            losses, right = token_losses(self.hidden(packed), self.head(), packed.targets)
+            losses, right = token_losses(self.hidden(packed), self.head(), packed.targets, self.chunk_tokens)
         counts = torch.bincount(packed.owners, minlength=len(batch)).tolist()
         return [
             Score(float(nll.double().sum()), len(nll), bool(ok.all()))
@@ -119,9 +126,11 @@ class TextLearner:
         dtype = decoder.get_input_embeddings().weight.dtype
         # Additive, because eager attention adds its mask; sdpa takes the same. One with 4 dimensions is used as it is.
         mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill_(~packed.visible, torch.finfo(dtype).min)
-        states = decoder(
-            input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        recomputes = self.checkpointing and torch.is_grad_enabled()
+        with recomputed(layer for _, layer in layers_of(self.plain())[1]) if recomputes else contextlib.nullcontext():
+            states = decoder(
+                input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
+            ).last_hidden_state
         # Indexed to two dimensions before the head: a three-dimensional slice would copy the head's weight per row.
         picked: Tensor = states[packed.rows, packed.columns]
         return picked

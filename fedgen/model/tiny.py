@@ -1,10 +1,12 @@
 """A small Llama with random weights and one token per byte, for tests, timing and training from nothing."""
 
 import hashlib
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedgen import seeds
+from fedgen.model.int8 import quantise_all
+from fedgen.model.part import shrink
 from fedgen.model.shared import TextBase
 from fedgen.model.text import quiet_libraries
 from fedgen.types import Kept
@@ -30,6 +32,9 @@ class Tiny:
         num_kv_heads: number of key-value heads.
         max_length: longest example in tokens (bytes).
         intermediate_size: width of the feed-forward layers; null takes 3 × hidden_size.
+        checkpointing: layers are computed once more in the backward pass, and keep just what goes into them.
+        chunk_tokens: rows of logits that exist at once in losses and scores; null makes all at once.
+        dtype: type of the frozen weights; `int8` holds matrices as 8-bit integers and works in float32.
     """
 
     hidden_size: int = 64
@@ -38,6 +43,9 @@ class Tiny:
     num_kv_heads: int = 2
     max_length: int = 256
     intermediate_size: int | None = None
+    checkpointing: bool = False
+    chunk_tokens: int | None = 128
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuses shapes that no Llama has."""
@@ -48,9 +56,24 @@ class Tiny:
                 f"hidden_size {self.hidden_size} must be a multiple of 2 × num_heads ({self.num_heads}), and num_heads "
                 f"a multiple of num_kv_heads ({self.num_kv_heads})"
             )
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1, or null")
 
-    def load(self, seed: int, kept: Kept | None = None) -> TextBase:
-        """Draws the weights from the seed, and cuts a part of them if one is asked for."""
+    @property
+    def lightest(self) -> str:
+        """`int8`."""
+        return "int8"
+
+    def load(self, seed: int, kept: Kept | None = None, dtype: str | None = None) -> TextBase:
+        """Draws the weights from the seed, and cuts a part of them if one is asked for.
+
+        Args:
+            seed: of the run.
+            kept: units of a part; None for the whole.
+            dtype: type of the frozen weights in place of the field's.
+        """
+        if dtype is not None:
+            return replace(self, dtype=dtype).load(seed, kept)  # type: ignore[arg-type]  # checked as the field is
         quiet_libraries()
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,19 +92,25 @@ class Tiny:
             pad_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
-        module = LlamaForCausalLM(config)
+        module: Any = LlamaForCausalLM(config)
         generator = seeds.derive(seed, "tiny")
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
         module.requires_grad_(False).eval()
+        if self.dtype == "bfloat16":
+            module.to(torch.bfloat16)
+        elif self.dtype == "int8":
+            module = shrink(module, quantise_all(module, torch.float32), {})
         recipe = hashlib.sha256(f"tiny {self._sizes()} {seed}".encode()).hexdigest()
-        return TextBase(module, tokenizer, recipe, self.max_length).part(kept or {})
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        return TextBase(module, tokenizer, recipe, *ways).part(kept or {})
 
     def _sizes(self) -> tuple[int, ...]:
         """The sizes that are given; the weights follow from them and the seed."""
-        return tuple(size for size in astuple(self) if size is not None)
+        sizes = (self.hidden_size, self.num_layers, self.num_heads, self.num_kv_heads, self.max_length)
+        return sizes if self.intermediate_size is None else (*sizes, self.intermediate_size)
 
 
 def _byte_tokenizer() -> "PreTrainedTokenizerFast":

@@ -4,6 +4,7 @@ Transports pay per object and not per byte, so a payload is one array however ma
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fedgen import tree
 from fedgen.errors import ClientError
 from fedgen.messages import Payload
-from fedgen.types import Plan, State
+from fedgen.types import Plan, State, Walk
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64}
 ALIGNMENT_BYTES = 64
@@ -23,8 +24,10 @@ ALIGNMENT_BYTES = 64
 class Dense:
     """All entries at full precision."""
 
-    def encode(self, state: State, plan: Plan | None = None) -> Payload:
+    def encode(self, state: State, plan: Plan | None = None, walk: Walk | None = None) -> Payload:
         """Packs the tensors in the order of the state, or what a plan keeps of them in the order of the plan.
+
+        A walk is left aside.
 
         Raises:
             ValueError: a tensor is of a type that the wire does not carry.
@@ -46,8 +49,8 @@ class Dense:
         tree.cut(state, plan, places)
         return Payload(manifest, data)
 
-    def decode(self, payload: Payload) -> State:
-        """Views of the payload's bytes.
+    def decode(self, payload: Payload, shapes: Mapping[str, tuple[int, ...]] | None = None) -> State:
+        """Views of the payload's bytes, of the shapes that its manifest says.
 
         Raises:
             ClientError: `malformed`, if manifest and bytes do not fit together.

@@ -15,6 +15,7 @@ from fedgen.learner import Base
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
 from fedgen.parts import Ground, ground_of
+from fedgen.selection.all import All
 from fedgen.stages import Adapter
 from fedgen.wire.dense import Dense
 
@@ -30,6 +31,7 @@ def make_ground(base: Base, adapter: Adapter, **fields: Any) -> Ground:
         "model": Tiny(),
         "extraction": Random(),
         "client": FirstOrder(num_steps=1, batch_size=4),
+        "selection": All(),
         "wire": Dense(),
         "aggregation": MaskedMean(),
         "evaluation": ExactMatch(),

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fedgen import seeds
+from fedgen import seeds, tree
+from fedgen.directions import replay
 from fedgen.errors import ClientError
 from fedgen.stages import Client
 from tests.conformance.options import build, disturb, options
@@ -28,7 +29,7 @@ def test_it_learns(client, make_learner, encoded):
     learner = make_learner()
     before = sum(score.nll for score in learner.score(encoded))
     for round in range(3):
-        metrics = train(client, learner, encoded, seed=round)
+        metrics = train(client, learner, encoded, seed=round).metrics
         assert math.isfinite(metrics["loss"])
         assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
     assert sum(score.nll for score in learner.score(encoded)) < before
@@ -36,18 +37,37 @@ def test_it_learns(client, make_learner, encoded):
 
 def test_the_generator_alone_decides(client, make_learner, encoded):
     first, second, other = make_learner(), make_learner(), make_learner()
-    said = train(client, first, encoded)
+    said = train(client, first, encoded).metrics
     disturb()
-    assert train(client, second, encoded) == said
+    assert train(client, second, encoded).metrics == said
     train(client, other, encoded, seed=1)
     a, b, c = first.state(), second.state(), other.state()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
+def test_the_change_it_tells_is_the_change_it_made(client, make_learner, encoded):
+    learner = make_learner()
+    before = learner.state()
+    trained = train(client, learner, encoded)
+    after = learner.state()
+    assert trained.change.keys() == before.keys()
+    assert 0 < tree.largest(trained.change) < math.inf
+    for name, change in trained.change.items():
+        assert torch.equal(before[name] + change, after[name]) or torch.equal(after[name] - before[name], change)
+
+
+def test_a_walk_that_it_tells_is_the_change_to_the_bit(client, make_learner, encoded):
+    trained = train(client, make_learner(), encoded)
+    shapes = {name: tuple(tensor.shape) for name, tensor in trained.change.items()}
+    if trained.walk is not None:
+        walked = replay(trained.walk, shapes)
+        assert all(torch.equal(walked[name], tensor) for name, tensor in trained.change.items())
+
+
 def test_it_goes_to_the_end_of_the_run(client, make_learner, encoded):
     learner = make_learner()
-    metrics = train(client, learner, encoded, progress=1.0)
+    metrics = train(client, learner, encoded, progress=1.0).metrics
     assert math.isfinite(metrics["loss"])
 
 

@@ -231,9 +231,10 @@ def test_a_client_trains_its_part_and_sends_a_change_of_the_shapes_of_the_plan(m
             # A window leaves the function of the model as it is.
             assert learner.loss(batch).item() == loss
         before = learner.state()
-        metrics = own.experiment.client.train(learner, batch, 0.0, seeds.derive(0, "train"))
-        assert metrics["num_steps"] == 1
-        change, plan = tree.subtract(learner.state(), before), own.returned(part, 1)
+        trained = own.experiment.client.train(learner, batch, 0.0, seeds.derive(0, "train"))
+        assert trained.metrics["num_steps"] == 1
+        change, plan = trained.change, own.returned(part, 1)
+        assert all(torch.equal(learner.state()[name] - before[name], tensor) for name, tensor in change.items())
         assert {name: list(tensor.shape) for name, tensor in change.items()} == {
             name: tree.extent(state[name], index) for name, index in plan.items()
         }

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen import tree
+from fedgen.directions import replay
 from fedgen.errors import ClientError
 from fedgen.stages import Wire
-from fedgen.types import State
+from fedgen.types import State, Walk
 from tests.conformance.options import build, disturb, options
 
 WIRES = {name: build("wire", name) for name in options("wire")}
@@ -35,6 +36,13 @@ def wire(request: pytest.FixtureRequest) -> Wire:
 def sample() -> State:
     generator = torch.Generator().manual_seed(0)
     return {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(7, generator=generator)}
+
+
+def walked() -> tuple[Walk, dict[str, tuple[int, ...]], State]:
+    """A walk through the sample's shapes, and the change that it is."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in sample().items()}
+    walk = Walk(torch.tensor([3, 2**31 - 1, 3]), torch.tensor([0.5, -1e-3, 0.25]))
+    return walk, shapes, replay(walk, shapes)
 
 
 def test_it_is_a_wire(wire):
@@ -121,3 +129,24 @@ def test_what_a_plan_keeps_is_packed_as_if_it_had_been_cut_before(name):
     ours, expected = WIRES[name].encode(state, plan), WIRES[name].encode(cut)
     assert ours.manifest == expected.manifest
     assert torch.equal(ours.data, expected.data)
+
+
+def test_a_change_arrives_alike_whether_it_is_known_to_be_a_walk_or_not(wire):
+    """An option that sends a walk loses nothing by it; to the others a walk is a change as any."""
+    walk, shapes, change = walked()
+    arrived = wire.decode(wire.encode(change, walk=walk), shapes)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in arrived.items()} == {
+        name: (shape, torch.float32) for name, shape in shapes.items()
+    }
+    exact = all(torch.equal(arrived[name], change[name]) for name in change)
+    as_any = wire.decode(wire.encode(change), shapes)
+    assert exact or all(torch.equal(arrived[name], as_any[name]) for name in change)
+
+
+def test_a_damaged_walk_is_refused(wire):
+    walk, shapes, change = walked()
+    payload = wire.encode(change, walk=walk)
+    for data in (payload.data[:-1], payload.data[:0], torch.cat([payload.data, payload.data])):
+        with pytest.raises(ClientError) as caught:
+            wire.decode(dataclasses.replace(payload, data=data), shapes)
+        assert caught.value.reason == "malformed"

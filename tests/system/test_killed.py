@@ -16,7 +16,7 @@ from fedgen.federation import local
 
 ARGUMENTS = [
     "recipe=tiny", "num_rounds=5", "aggregation.momentum=0.5", "cohort_size=3", "num_evaluated=16",
-    "num_evaluated_per_round=16", "data.num_train=16", "client.num_steps=4",
+    "num_evaluated_per_round=16", "data.num_train=16", "client.num_steps=4", "selection=perplexity",
 ]
 
 def begin(root, arguments):

@@ -105,7 +105,9 @@ def test_longer_examples_and_more_of_them_take_more():
 
 
 def test_layers_below_the_first_that_is_trained_keep_nothing():
-    whole, top = (footprint(learner(Lora(top_layers=share), num_layers=4), batch(32), backward=True) for share in (1.0, 0.25))
+    whole, top = (
+        footprint(learner(Lora(top_layers=share), num_layers=4), batch(32), backward=True) for share in (1.0, 0.25)
+    )
     assert top.step_bytes < 0.5 * whole.step_bytes
 
 

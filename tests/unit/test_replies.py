@@ -13,13 +13,16 @@ from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.mean import Mean
 from fedgen.coverage import Coverage
+from fedgen.directions import replay
 from fedgen.extraction.depth import Depth
 from fedgen.extraction.rolling import Rolling
 from fedgen.learner import Base
 from fedgen.messages import Reply
 from fedgen.model.tiny import Tiny
 from fedgen.replies import MAX_EXAMPLES, Replies, Sent
+from fedgen.types import Walk
 from fedgen.wire.dense import Dense
+from fedgen.wire.seeds import Seeds
 from tests.conformance.grounds import CLIENTS, make_ground
 
 WIDTHS = dict(zip(CLIENTS, (0.25, 0.5, 1.0), strict=True))
@@ -255,3 +258,32 @@ def test_a_factor_out_of_turn_is_not_taken(base, tmp_path):
     b = dataclasses.replace(table.reply("cellar", 1), round=ROUND)
     _, taken, _ = table.play([table.good["attic"], table.good["barn"], b])
     assert [line["refused"] for line in taken.lines] == [None, None, "names"]
+
+
+@pytest.mark.parametrize("order", [("attic", "barn", "cellar"), ("cellar", "barn", "attic")])
+def test_walks_are_taken_through_the_part_that_the_client_held(base, tmp_path, order):
+    """Whether a walk is folded at once or waits for its turn, it gives what its change gives."""
+    table = Table(base, tmp_path, wire=Seeds())
+    walks, changes = {}, {}
+    for number, client in enumerate(CLIENTS):
+        walk = Walk(torch.tensor([number, 7]), torch.tensor([0.5, -0.25]))
+        plan = table.ground.returned(table.parts[client], ROUND)
+        shapes = {name: tuple(tree.extent(table.state[name], kept)) for name, kept in plan.items()}
+        changes[client] = with_tensors(table.good[client], replay(walk, shapes))
+        walks[client] = dataclasses.replace(table.good[client], payload=Seeds().encode({}, walk=walk))
+    expected, _, held = table.play([changes[client] for client in CLIENTS])
+    after, taken, now = table.play([walks[client] for client in order])
+    assert all(torch.equal(after[name], expected[name]) for name in expected)
+    assert [(line["refused"], line["bytes_up"]) for line in taken.lines] == [(None, 16)] * 3
+    assert now == held
+
+
+def test_a_walk_that_leads_nowhere_finite_is_refused(base, tmp_path):
+    table = Table(base, tmp_path, wire=Seeds())
+    far = Walk(torch.tensor([1, 1]), torch.tensor([3e38, 3e38]))
+    bad = {"barn": dataclasses.replace(table.good["barn"], payload=Seeds().encode({}, walk=far))}
+    without, _, held = table.play([table.good[client] for client in ("attic", "cellar")])
+    after, taken, now = table.play([{**table.good, **bad}[client] for client in CLIENTS])
+    assert [line["refused"] for line in taken.lines] == [None, "non_finite", None]
+    assert all(torch.equal(after[name], without[name]) for name in without)
+    assert now == held

@@ -7,7 +7,7 @@ from fedgen import seeds, tree
 from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.mean import Mean
-from fedgen.device import answer
+from fedgen.device import Holding, answer
 from fedgen.extraction.random import Random
 from fedgen.messages import Request
 from fedgen.model.tiny import Tiny
@@ -108,9 +108,8 @@ def test_what_travels_is_b_alone(base, ground):
     state = experiment.initial_state(learner)
     part = ground.part("barn", 1, 0.5)
     sent = tree.cut(state, ground.sent(part))
-    reply = answer(
-        ground, Request(1, "barn", 0.0, part, experiment.wire.encode(sent), base.fingerprint), learner, BATCH
-    )
+    request = Request(1, "barn", 0.0, part, experiment.wire.encode(sent), base.fingerprint)
+    reply = answer(ground, request, learner, Holding(BATCH, ["", ""]))
     assert reply.error == ""
     change = experiment.wire.decode(reply.payload)
     assert {name: t.shape for name, t in change.items()} == {name: t.shape for name, t in sent.items()}

@@ -24,6 +24,7 @@ def test_stages_come_in_the_order_in_which_data_flows():
         "adapter",
         "extraction",
         "client",
+        "selection",
         "wire",
         "aggregation",
         "evaluation",

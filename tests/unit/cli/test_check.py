@@ -20,6 +20,7 @@ TARGETS = {
     "adapter": "fedgen.adapter.lora.Lora",
     "extraction": "fedgen.extraction.full.Full",
     "client": "fedgen.client.first_order.FirstOrder",
+    "selection": "fedgen.selection.all.All",
     "wire": "fedgen.wire.dense.Dense",
     "aggregation": "fedgen.aggregation.mean.Mean",
     "evaluation": "fedgen.evaluation.exact_match.ExactMatch",

@@ -53,12 +53,14 @@ def generator():
 def test_one_step_of_sgd_by_hand():
     line = Line()
     # loss (0 - 3)² = 9, gradient -6, step 0 + 0.1 * 6
-    metrics = FirstOrder(learning_rate=0.1, num_steps=1, optimizer="sgd", max_grad_norm=None).train(
+    trained = FirstOrder(learning_rate=0.1, num_steps=1, optimizer="sgd", max_grad_norm=None).train(
         line, examples(3), 0.0, generator()
     )
     assert line.parameter.item() == pytest.approx(0.6)
+    assert trained.change["w"].item() == line.parameter.item()
+    assert trained.walk is None
     # One gradient of one fp32 number, and plain SGD keeps nothing.
-    assert metrics == {"loss": 9.0, "num_steps": 1.0, "num_tokens": 2.0, "train_bytes": 4.0}
+    assert trained.metrics == {"loss": 9.0, "num_steps": 1.0, "num_tokens": 2.0, "train_bytes": 4.0}
 
 
 def test_gradients_are_clipped():

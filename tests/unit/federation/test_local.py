@@ -26,6 +26,7 @@ from fedgen.gate import prepare
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
+from fedgen.selection.all import All
 from fedgen.types import Dataset
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
@@ -41,6 +42,7 @@ QUICK = Experiment(
     adapter=Lora(rank=2, alpha=4.0),
     extraction=FullExtraction(),
     client=FirstOrder(learning_rate=1e-2, num_steps=2, batch_size=4),
+    selection=All(),
     wire=Dense(),
     aggregation=Mean(momentum=0.5),
     evaluation=ExactMatch(),
@@ -149,17 +151,18 @@ class Troubled:
     """A client that goes wrong for one owner, each time in another way."""
 
     trouble: str = "nan"
+    compares_losses: bool = False
 
     def train(self, learner, examples, progress, generator):
-        metrics = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
+        trained = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
         if generator.initial_seed() % 2:
             if self.trouble == "nan":
-                next(iter(learner.parameters().values())).data.fill_(float("nan"))
+                next(iter(trained.change.values())).fill_(float("nan"))
             elif self.trouble == "raise":
                 raise RuntimeError("secret of the device")
             else:
                 raise ClientError(self.trouble)
-        return metrics
+        return trained
 
 
 @pytest.mark.parametrize(

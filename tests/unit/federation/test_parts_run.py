@@ -35,6 +35,7 @@ from fedgen.gate import prepare
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
+from fedgen.selection.all import All
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
 
@@ -67,6 +68,7 @@ PARTS = Experiment(
     adapter=Lora(rank=2, alpha=4.0),
     extraction=Rolling(stride=None),
     client=FirstOrder(learning_rate=1e-2, num_steps=2, batch_size=4),
+    selection=All(),
     wire=Dense(),
     aggregation=MaskedMean(momentum=0.5),
     evaluation=ExactMatch(),

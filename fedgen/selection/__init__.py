@@ -1,0 +1,1 @@
+"""Which of its examples a client trains on."""
