@@ -1,0 +1,144 @@
+"""The planner against its own ladder: what it takes fits, is the first that does, and is carried out as it says."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgen import tree
+from fedgen.adapter.lora import Lora
+from fedgen.client.first_order import FirstOrder
+from fedgen.client.zeroth_order import ZerothOrder
+from fedgen.data.synthetic import Synthetic
+from fedgen.extraction.full import Full
+from fedgen.extraction.rolling import Rolling
+from fedgen.gate import prepare
+from fedgen.model.tiny import Tiny
+from fedgen.parts import Bases
+from fedgen.planner import MARGIN, planner_of
+from fedgen.types import Device, Rung
+from fedgen.workers import Workers
+from tests.conformance.grounds import CLIENTS, make_ground
+
+TINY = Tiny(hidden_size=32, num_layers=4)
+DATA = Synthetic(num_owners=3, num_train=8, num_eval=4, num_public=8)
+
+
+def planner_for(**fields):
+    stages = {"extraction": Full(), "light_client": ZerothOrder(num_steps=4, batch_size=2), "data": DATA, "model": TINY}
+    stages |= {"adapter": Lora(rank=4), "client": FirstOrder(num_steps=3, batch_size=4), **fields}
+    base = stages["model"].load(0)
+    experiment = make_ground(base, stages.pop("adapter"), **stages).experiment
+    workers = Workers(experiment.learners(base, 1))
+    gate = prepare(experiment, base, workers, DATA.load(0), CLIENTS, plans=True)
+    bases = Bases(experiment, base)
+    return workers.borrow(lambda learner: planner_of(gate.ground, bases, learner, DATA.load(0).public))
+
+
+PLANNER = planner_for()
+PEAKS = [PLANNER.forecast(step, Device()).peak_bytes for step in PLANNER.ladder()]
+
+
+def test_the_ladder_begins_as_the_experiment_is_and_each_rung_keeps_what_the_one_before_it_did():
+    rungs = [step.rung for step in PLANNER.ladder()]
+    assert rungs[0] == Rung("as configured", max_length=PLANNER.length)
+    assert [rung.name for rung in rungs[1:5]] == ["checkpointing", "one at a time", "small chunks", "int8 weights"]
+    for before, after in zip(rungs[:-2], rungs[1:-1], strict=True):
+        kept = {
+            k: v for k, v in dataclasses.asdict(before).items() if v is not None and k not in ("name", "max_length")
+        }
+        assert kept.items() <= dataclasses.asdict(after).items()
+    assert rungs[-1].light
+    assert len({rung.name for rung in rungs}) == len(rungs)
+
+
+@given(st.integers(min_value=min(PEAKS) - 2_000_000, max_value=int(max(PEAKS) * 1.1)))
+def test_what_is_taken_is_the_first_that_fits(memory):
+    found = PLANNER.choose(Device(memory_bytes=memory))
+    fitting = [step for step, peak in zip(PLANNER.ladder(), PEAKS, strict=True) if peak <= memory * (1 - MARGIN)]
+    assert (found.step if found else None) == (fitting[0] if fitting else None)
+
+
+def test_the_larger_the_model_the_larger_the_forecast():
+    larger = planner_for(model=Tiny(hidden_size=64, num_layers=4))
+    for small, large in zip(PLANNER.ladder(), larger.ladder(), strict=True):
+        assert PLANNER.forecast(small, Device()).peak_bytes < larger.forecast(large, Device()).peak_bytes
+
+
+def test_the_ladder_has_widths_only_where_parts_are_cut():
+    def widths(**fields):
+        return [step.width for step in planner_for(**fields).ladder() if step.width < 1]
+
+    assert widths() == []
+    assert widths(extraction=Rolling(axes=("ffn",))) == [0.75, 0.5, 0.25]
+    assert widths(extraction=Rolling(axes=("ffn",)), extraction_mode="window") == []
+
+
+def test_without_a_light_client_there_is_no_light_rung():
+    assert not any(step.rung.light for step in planner_for(light_client=None).ladder())
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [({"temperature_c": 90.0}, "too_hot"), ({"battery": 0.05}, "battery"), ({"memory_bytes": 1}, "memory")],
+)
+def test_who_cannot_work_declines_and_says_why(state, reason):
+    device = dataclasses.replace(Device(memory_bytes=10**10), **state)
+    assert PLANNER.choose(device) is None
+    assert PLANNER.declined({"barn": device, "attic": Device(memory_bytes=10**10), "cellar": Device()}) == {
+        "barn": reason
+    }
+
+
+@pytest.mark.parametrize("state", [{"temperature_c": 82.0}, {"battery": 0.2}])
+def test_a_hot_device_or_one_low_on_charge_does_less(state):
+    step = PLANNER.choose(Device(memory_bytes=10**10, **state)).step
+    assert step.top_layers < 1 or step.rung.light
+
+
+def test_if_all_decline_the_least_that_would_do_is_named():
+    text = PLANNER.why_none([Device(memory_bytes=200_000_000)], ["memory"])
+    assert "200 MB" in text
+    assert f"{-(-min(PEAKS) // int(1e6 * (1 - MARGIN)))}"[:2] in text
+
+
+def test_seconds_follow_the_arithmetic():
+    first, second = list(PLANNER.ladder())[:2]
+    device = Device(step_seconds=2.0)
+    assert PLANNER.forecast(first, device).seconds == pytest.approx(2.0 * 3)
+    # Layers are computed once more on the way back.
+    assert 1.05 < PLANNER.forecast(second, device).seconds / (2.0 * 3) < 1.5
+    assert PLANNER.forecast(first, Device()).seconds is None
+
+
+def test_bytes_are_those_of_the_tensors_that_travel():
+    whole = PLANNER.forecast(next(PLANNER.ladder()), Device())
+    assert whole.down_bytes == whole.up_bytes == sum(tensor.nbytes for tensor in PLANNER.state.values())
+    half = next(step for step in PLANNER.ladder() if step.rung.name == "half rank")
+    told = PLANNER.forecast(half, Device())
+    assert told.down_bytes == whole.down_bytes / 2
+    assert told.up_bytes == whole.up_bytes / 4
+
+
+def test_the_part_of_a_step_trains_the_upper_layers_and_half_of_the_rank():
+    half = next(step for step in PLANNER.ladder() if step.rung.name == "half rank")
+    ground = PLANNER.ground
+    part = ground.part("barn", 1, half.width, half.top_layers, half.rank)
+    returned = ground.returned(part, 1)
+    assert {name.split(".layers.")[1][0] for name in returned} == {"2", "3"}
+    assert {name.split(".layers.")[1][0] for name in ground.sent(part)} == {"0", "1", "2", "3"}
+    for name, positions in returned.items():
+        tensor = PLANNER.state[name]
+        assert min(tree.extent(tensor, positions)) == 2 == min(tensor.shape) / 2
+    learner = ground.at(half.rung, PLANNER.bases).learner(part, 1, "barn")
+    assert learner.parameters().keys() == returned.keys()
+
+
+def test_a_base_is_loaded_once_for_each_type_of_weights():
+    bases = Bases(PLANNER.ground.experiment, PLANNER.ground.base)
+    assert bases.of(None) is PLANNER.ground.base
+    assert bases.of("int8") is bases.of("int8")
+    assert bases.of("int8").fingerprint == PLANNER.ground.base.fingerprint
+    assert torch.equal(bases.of("float32").weights["model.norm.weight"], bases.of(None).weights["model.norm.weight"])
