@@ -31,7 +31,10 @@ class Coverage:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         units = ground.axes.units
-        kinds = ground.experiment.extraction.axes
+        # Of an axis on which nothing that is trained lies (tokens, beside factors) there is nothing to tell.
+        found = {dim.axis for dims in ground.axes.dims.values() for dim in dims if dim is not None}
+        found |= {axis for axis, _ in ground.axes.members.values()}
+        kinds = {axis.partition(".")[0] for axis in found} & {*ground.experiment.extraction.axes}
         self._units = {axis: number for axis, number in units.items() if axis.partition(".")[0] in kinds}
         self._seen = {axis: torch.zeros(number, dtype=torch.bool) for axis, number in self._units.items()}
         # What decides whether an entry of a tensor is held: the axes of its dimensions, and its layer.

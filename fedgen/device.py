@@ -30,18 +30,22 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         part = experiment.wire.decode(request.payload)
         if not ground.is_plain(request.part, request.round):
             learner = ground.learner(request.part, request.round, request.client)
+        held = [encoded for encoded in examples if learner.holds(encoded)]
+        if examples and not held:
+            raise ClientError("tokens_not_held", "every example has a token that the part does not hold")
         learner.load(part)
         before = learner.state()
         decoded = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        metrics = experiment.client.train(learner, examples, request.progress, generator)
+        metrics = experiment.client.train(learner, held, request.progress, generator)
         trained = time.perf_counter()
         payload = experiment.wire.encode(tree.subtract(learner.state(), before))
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
         metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
-        return Reply(request.round, request.client, payload, len(examples), metrics)
+        metrics["num_not_held"] = float(len(examples) - len(held))
+        return Reply(request.round, request.client, payload, len(held), metrics)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)
     except Exception:

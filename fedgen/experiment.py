@@ -103,7 +103,8 @@ class Experiment:
         if self.extraction_mode == "window" and self.adapter.trains_base and "residual" in self.extraction.axes:
             raise ValueError(
                 "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
-                f"adapter={_option(self.adapter)} the window may hold ffn and kv. Choose these, or extraction_mode=cut"
+                f"adapter={_option(self.adapter)} the window may hold ffn, kv and vocab. Choose these, or "
+                "extraction_mode=cut"
             )
         if self.adapter.trains_base and self.export.needs_adapter:
             raise ValueError(

@@ -14,7 +14,7 @@ from fedgen import seeds, tree
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
-from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Scores, State, Steps
+from fedgen.types import Axes, Choice, Encoded, Index, Kept, Part, Plan, Scores, State, Steps
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,34 @@ class Ground:
         """What a client of some width gets in a round; all of the model from an extraction that cuts nothing."""
         if not self.makes_parts:
             return Part()
-        extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
+        kept, kinds = Kept(), self.experiment.extraction.axes
         for axis, units in self.axes.units.items():
             num_kept = units_of(width, units)
-            if axis.partition(".")[0] in extraction.axes and num_kept < units:
-                scores = None if self.scores is None else self.scores.get(axis)
-                seed, among = self.experiment.seed, len(self.clients)
-                index = extraction.keep(Choice(axis, units, num_kept, round, client, place, among, seed, scores))
+            if axis.partition(".")[0] in kinds and num_kept < units:
+                index = self._keep(axis, num_kept, round, client)
                 if len(index) < units:
                     kept[axis] = index
         return Part(width, kept)
+
+    def _keep(self, axis: str, num_kept: int, round: int, client: str) -> Index:
+        """Units that the extraction picks; where some are protected, those and what it picks among the others.
+
+        So an extraction knows nothing of protection, and a part has `num_kept` units, or all protected ones if these
+        are more.
+        """
+        always = self.base.protected.get(axis)
+        free = torch.arange(self.axes.units[axis])
+        if always is not None:
+            free = free[~torch.isin(free, always)]
+            num_kept -= len(always)
+            if num_kept < 1:
+                return always
+        scores = None if self.scores is None else self.scores.get(axis)
+        scores = None if scores is None else scores[free]
+        place, among, seed = self.clients.index(client), len(self.clients), self.experiment.seed
+        choice = Choice(axis, len(free), num_kept, round, client, place, among, seed, scores)
+        index = free[self.experiment.extraction.keep(choice)]
+        return index if always is None else torch.cat([always, index]).sort().values
 
     def sent(self, part: Part) -> Plan:
         """What goes to the client: its part of the state, or all of it for a window."""
@@ -106,6 +124,7 @@ class Ground:
         plans = []
         for width in steps.widths:
             kept = self.part(client, round, width).kept
+            kept = {axis: index for axis, index in kept.items() if axis not in self.base.protected}
             # Units of the part, not of the whole: where each kept one stands among those that the client holds.
             local = {a: torch.searchsorted(part.kept[a], i) if a in part.kept else i for a, i in kept.items()}
             plans.append((tree.plan_of(part_axes, local), tree.plan_of(axes, local)))

@@ -161,11 +161,16 @@ def _devices(server: Server, round: int) -> dict[str, Device]:
 
 
 def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
-    counts = [line["num_left_out"] for line in lines if line["num_left_out"]]
-    if not counts:
-        return []
-    text = f"{sum(counts)} examples of {len(counts)} clients are left out: truncation leaves them no answer"
-    return [records.warning(round, f"{text}; raise model.max_length")]
+    reasons = {
+        "num_left_out": "truncation leaves them no answer; raise model.max_length",
+        "num_not_held": "their parts lack some of their tokens; let devices be wider, or use extraction=importance",
+    }
+    counts = {word: [line[word] for line in lines if line[word]] for word in reasons}
+    return [
+        records.warning(round, f"{sum(found)} examples of {len(found)} clients are left out: {reasons[word]}")
+        for word, found in counts.items()
+        if found
+    ]
 
 
 def _why_idle(server: Server, round: int, idle: int, lines: Sequence[Record]) -> str:

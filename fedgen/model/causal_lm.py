@@ -58,7 +58,7 @@ class CausalLM:
             raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; answers could never end")
-        base = TextBase(module, tokenizer, source.fingerprint(folder), self.max_length)
+        base = TextBase(module, tokenizer, source.fingerprint(folder), self.max_length, (kept or {}).get("vocab"))
         check_family(base.learner(module, {}))
         return base
 
