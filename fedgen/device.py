@@ -39,13 +39,15 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
         metrics = experiment.client.train(learner, held, request.progress, generator)
         trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        own = ground.own_units(request.part, held)
+        change = tree.subtract(learner.state(), before)
+        payload = experiment.wire.encode(change, ground.confined(request.part, own, request.round))
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
         metrics["held_bytes"] = float(sum(p.numel() * p.element_size() for p in learner.module.parameters()))
         metrics["num_not_held"] = float(len(examples) - len(held))
-        return Reply(request.round, request.client, payload, len(held), metrics)
+        return Reply(request.round, request.client, payload, len(held), metrics, kept=own)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)
     except Exception:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fedgen.types import Metrics, Part
+from fedgen.types import Kept, Metrics, Part
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Reply:
         num_examples: weight of the change.
         metrics: numbers about the client's work (loss, seconds, bytes of memory).
         error: why there is no payload; a fixed word, never text from the device.
+        kept: units to which the change is confined, on axes of which the client trained less than its part; they are
+            numbered as in the whole model.
     """
 
     round: int
@@ -66,3 +68,4 @@ class Reply:
     num_examples: int = 0
     metrics: Metrics = field(default_factory=dict)
     error: str = ""
+    kept: Kept = field(default_factory=dict)

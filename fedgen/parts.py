@@ -89,6 +89,35 @@ class Ground:
         plan = tree.plan_of(self.axes, part.kept)
         return {name: positions for name, positions in plan.items() if adapter.is_trained(name, round)}
 
+    @property
+    def split(self) -> frozenset[str]:
+        """Axes of which clients return only what they trained; without names of dimensions there are none."""
+        lying = {dim.axis for dims in self.axes.dims.values() for dim in dims if dim is not None}
+        return frozenset(lying & self.experiment.client.trained_units([]).keys())
+
+    def own_units(self, part: Part, examples: Sequence[Encoded]) -> Kept:
+        """Units of a part to which a client confines what it returns, having trained on these examples."""
+        split = self.split
+        found = self.experiment.client.trained_units(examples) if split else {}
+        return {
+            axis: index[torch.isin(index, part.kept[axis])] if axis in part.kept else index
+            for axis, index in found.items()
+            if axis in split
+        }
+
+    def confined(self, part: Part, own: Kept, round: int) -> Plan | None:
+        """Where a client's own units lie in what it has trained of its part; None if it returns all of that."""
+        if not own:
+            return None
+        outer, inner = self.returned(part, round), self.returned(narrowed(part, own), round)
+        return {
+            name: tuple(
+                index if whole is None or index is None else torch.searchsorted(whole, index)
+                for whole, index in zip(outer[name], kept, strict=True)
+            )
+            for name, kept in inner.items()
+        }
+
     def is_plain(self, part: Part, round: int) -> bool:
         """Whether a client works with the whole model and trains all that travels: any learner will do."""
         adapter, travelling = self.experiment.adapter, self.axes.dims.keys() - self.fixed.keys()
@@ -189,6 +218,11 @@ def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:
     """How much each unit of the model that a learner holds matters to some examples: the mean over batches."""
     found = [learner.importance(batch) for batch in batches]
     return {axis: torch.stack([scores[axis] for scores in found]).mean(0) for axis in found[0]}
+
+
+def narrowed(part: Part, own: Kept) -> Part:
+    """A part less the units of some axes that a client did not train."""
+    return Part(part.width, {**part.kept, **own})
 
 
 def units_of(width: float, units: int) -> int:

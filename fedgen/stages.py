@@ -140,6 +140,12 @@ class Client(Protocol):
             ClientError: the result is unusable (`non_finite_loss`, say).
         """
 
+    def trained_units(self, examples: Sequence[Encoded]) -> Kept:
+        """Units that training on these examples is about, ascending; of those axes only of which it returns no others.
+
+        Empty if it returns all of its part. Which axes there are does not depend on the examples.
+        """
+
 
 @runtime_checkable
 class Wire(Protocol):

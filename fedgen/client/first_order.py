@@ -1,11 +1,13 @@
 """Plain local training by gradient descent.
 
 ClientUpdate of FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with Adam in place of SGD by default, as is usual for
-LoRA.
+LoRA. A client that lacks labels may leave them out of the softmax and of what it returns: Diao et al., "HeteroFL:
+Computation and Communication Efficient Federated Learning for Heterogeneous Clients", ICLR 2021 (masked cross-entropy),
+and the code released with it (label split).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +15,7 @@ import torch
 
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Metrics
+from fedgen.types import Encoded, Index, Kept, Metrics
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class FirstOrder:
         beta2: decay of Adam's second moment.
         mask_absent: the softmax goes over those tokens only that occur in the client's answers (masked cross-entropy),
             so that a client without a label does not unlearn it.
+        split_labels: of embedding and head the client returns the rows of those tokens only that occur in its examples,
+            and a row is averaged over the clients that have its token; matters where the adapter trains these and parts
+            are made. It tells the server which tokens the examples of each client have, whatever protects the numbers;
+            the journal keeps those of all clients of a round together.
     """
 
     learning_rate: float = 2.5e-3
@@ -44,6 +50,7 @@ class FirstOrder:
     max_grad_norm: float | None = 1.0
     beta2: float = 0.999
     mask_absent: bool = False
+    split_labels: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -62,6 +69,11 @@ class FirstOrder:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
         if not 0 < self.beta2 < 1:
             raise ValueError(f"beta2 is {self.beta2}; it must lie between 0 and 1")
+        if self.split_labels and not self.mask_absent:
+            raise ValueError(
+                "split_labels is true and mask_absent is false: a softmax over all tokens trains the rows of all. Set "
+                "mask_absent=true, or split_labels=false"
+            )
 
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator
@@ -101,6 +113,10 @@ class FirstOrder:
             "train_bytes": float(train_bytes),
         }
 
+    def trained_units(self, examples: Sequence[Encoded]) -> Kept:
+        """The tokens of prompts and answers, if labels are split."""
+        return {"vocab": _index({token for e in examples for token in e.ids})} if self.split_labels else {}
+
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
         if self.optimizer == "sgd":
@@ -122,9 +138,13 @@ class FirstOrder:
             yield [examples[position] for position in order[start : start + size]]
 
 
-def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
+def _answer_tokens(examples: Sequence[Encoded]) -> Index:
     """Tokens that occur in the answers, ascending."""
-    return torch.tensor(sorted({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]}))
+    return _index({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]})
+
+
+def _index(tokens: Collection[int]) -> Index:
+    return torch.tensor(sorted(tokens), dtype=torch.long)
 
 
 def _num_bytes(optimizer: torch.optim.Optimizer) -> int:
