@@ -150,6 +150,9 @@ class Troubled:
 
     trouble: str = "nan"
 
+    def trained_units(self, examples):
+        return {}
+
     def train(self, learner, examples, progress, generator):
         metrics = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
         if generator.initial_seed() % 2:
