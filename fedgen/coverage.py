@@ -31,7 +31,12 @@ class Coverage:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         units = ground.axes.units
-        kinds = ground.experiment.extraction.axes
+        # Of an axis on which nothing that is trained lies (tokens, beside factors) there is nothing to tell.
+        found = {dim.axis for dims in ground.axes.dims.values() for dim in dims if dim is not None}
+        found |= {axis for axis, _ in ground.axes.members.values()}
+        self._split = sorted(ground.split)
+        told = {*ground.experiment.extraction.axes, *(axis.partition(".")[0] for axis in self._split)}
+        kinds = {axis.partition(".")[0] for axis in found} & told
         self._units = {axis: number for axis, number in units.items() if axis.partition(".")[0] in kinds}
         self._seen = {axis: torch.zeros(number, dtype=torch.bool) for axis, number in self._units.items()}
         # What decides whether an entry of a tensor is held: the axes of its dimensions, and its layer.
@@ -46,20 +51,28 @@ class Coverage:
         self._pairs = {
             axes: torch.zeros(*(units[axis] for axis in axes), dtype=torch.bool)
             for axes, _ in self._place.values()
-            if len(axes) == 2
+            if len(axes) == 2 and not ground.split.intersection(axes)
         }
         self._held: list[tuple[Kept, int]] = []
         self.last: dict[str, Part] = {}
 
     def replay(self, lines: Sequence[Record]) -> None:
-        """Goes through what a journal says of earlier rounds; the parts follow from round, client and width."""
+        """Goes through what a journal says of earlier rounds.
+
+        Parts follow from round, client and width; what only the clients knew stands in the line of the round.
+        """
+        unknown = dict.fromkeys(self._split, torch.arange(0))
         for line in lines:
             if line["kind"] == "client":
-                narrowed = line.get("top_layers", 1.0), line.get("rank")
-                part = self._ground.part(line["client"], line["round"], line["width"], *narrowed)
+                less = line.get("top_layers", 1.0), line.get("rank")
+                part = self._ground.part(line["client"], line["round"], line["width"], *less)
                 self.last[line["client"]] = part
                 if line["refused"] is None:
-                    self.reach(part)
+                    self.reach(narrowed(part, unknown))
+            elif line["kind"] == "round":
+                for axis, runs in line.get("coverage", {}).get("trained", {}).items():
+                    for start, length in runs:
+                        self._seen[axis][start : start + length] = True
 
     def add(self, part: Part, weight: int) -> None:
         """Notes that a client of some weight held, and trained, a part in the round that goes on."""
@@ -86,6 +99,7 @@ class Coverage:
         return {
             "units": {kind: _stretches([m for a, m in mass.items() if a.partition(".")[0] == kind]) for kind in kinds},
             "tensors": {name: shares[place] for name, place in self._place.items()},
+            **({"trained": {axis: _runs(mass[axis] > 0) for axis in self._split}} if self._split else {}),
         }
 
     def never(self) -> dict[str, float]:
@@ -118,12 +132,22 @@ class Coverage:
             now, never = float(mass["layer"][member[1]]), 1 - float(self._seen["layer"][member[1]])
         elif len(axes) == 2:
             now = sum(w * _share(k, axes[0], self._units) * _share(k, axes[1], self._units) for k, w in held) / total
-            never = 1 - float(self._pairs[axes].double().mean())
+            never = 1 - self._reached(axes)
         elif axes:
             now, never = float(mass[axes[0]].mean()), 1 - float(self._seen[axes[0]].double().mean())
         else:
             now = 1.0
         return {"held": round(now, 6), "never": round(never, 6)}
+
+    def _reached(self, axes: tuple[str, ...]) -> float:
+        """Share of the pairs of units of two axes that somebody has held.
+
+        Who has which token is not written down, so of tokens a pair counts if both of its units were held by anybody.
+        """
+        if axes in self._pairs:
+            return float(self._pairs[axes].double().mean())
+        first, second = (float(self._seen[axis].double().mean()) for axis in axes)
+        return first * second
 
 
 def warn_of_gaps(ground: Ground) -> list[str]:
@@ -175,6 +199,16 @@ def _all_or(kept: Kept, axis: str) -> Tensor | slice:
 
 def _positions(kept: Kept, axis: str, units: int) -> Tensor:
     return kept[axis] if axis in kept else torch.arange(units)
+
+
+def _runs(units: Tensor) -> list[list[int]]:
+    """Stretches of the units that are marked, as start and length.
+
+    >>> _runs(torch.tensor([True, True, False, True]))
+    [[0, 2], [3, 1]]
+    """
+    edges = torch.diff(units.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().view(-1, 2)
+    return [[int(start), int(end - start)] for start, end in edges]
 
 
 def _share(kept: Kept, axis: str, units: Mapping[str, int]) -> float:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedgen import records, seeds
+from fedgen.bases import Bases
+from fedgen.devices import Rung
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
-from fedgen.parts import Bases, Ground
-from fedgen.types import Encoded, Example, Rung
+from fedgen.parts import Ground
+from fedgen.types import Encoded, Example
 
 _log = logging.getLogger("fedgen")
 
@@ -90,9 +92,14 @@ def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, hol
         examples, num_too_long = shortened(examples, request.rung.max_length)
         selected = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
-        done = own.experiment.client.train(learner, examples, request.progress, generator)
+        held = [encoded for encoded in examples if learner.holds(encoded)]
+        if examples and not held:
+            raise ClientError("tokens_not_held", "every example has a token that the part does not hold")
+        done = own.experiment.client.train(learner, held, request.progress, generator)
         trained = time.perf_counter()
-        payload, metrics = experiment.wire.encode(done.change, walk=done.walk), dict(done.metrics)
+        units = own.own_units(request.part, held)
+        confined = own.confined(request.part, units, request.round)
+        payload, metrics = experiment.wire.encode(done.change, confined, done.walk), dict(done.metrics)
         # Choosing is work of the device like any other; what it takes is told besides.
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_select"] = selected - decoded
@@ -102,7 +109,8 @@ def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, hol
         metrics["num_left_out"] = float(holding.num_left_out + num_too_long)
         metrics["num_unscored"] = float(num_unscored)
         metrics["num_selected"] = float(len(examples))
-        return Reply(request.round, request.client, payload, len(examples), metrics)
+        metrics["num_not_held"] = float(len(examples) - len(held))
+        return Reply(request.round, request.client, payload, len(held), metrics, kept=units)
     except ClientError as error:
         return Reply(request.round, request.client, error=error.reason)
     except Exception:

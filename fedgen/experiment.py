@@ -108,7 +108,8 @@ class Experiment:
         if self.extraction_mode == "window" and self.adapter.trains_base and "residual" in self.extraction.axes:
             raise ValueError(
                 "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
-                f"adapter={_option(self.adapter)} the window may hold ffn and kv. Choose these, or extraction_mode=cut"
+                f"adapter={_option(self.adapter)} the window may hold ffn, kv and vocab. Choose these, or "
+                "extraction_mode=cut"
             )
         if self.client.compares_losses and self.extraction_mode == "cut" and self.extraction.steps(1.0).widths:
             raise ValueError(

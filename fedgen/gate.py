@@ -2,9 +2,11 @@
 
 A part that begins far above the whole model's loss learns how to live without the rest, and what it learns does not
 help the whole. So the loss of every distinct part is measured on public examples before it is sent; one that is worse
-than the margin allows is made larger, or is not sent.
+than the margin allows is made larger, or is not sent. Of a part without some of the tokens those examples count that
+it can say; if there are none, it does not pass.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from fedgen.errors import DataError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
 from fedgen.parts import Ground, ground_of, scores_of
-from fedgen.types import Dataset, Encoded, Kept, Part, Record, State
+from fedgen.types import Dataset, Encoded, Kept, Part, Record, Score, State
 from fedgen.workers import Workers
 
 GROWTH = 1.25
@@ -21,6 +23,9 @@ GROWTH = 1.25
 
 HARMLESS = 1.0
 """Nats that a part may begin above the whole model and still help it."""
+
+UNSAID = "no public example can be said with the tokens that it holds"
+"""Why there is no loss of a part."""
 
 _Units = tuple[tuple[str, tuple[int, ...]], ...]
 """The kept units of a part, as a key."""
@@ -54,9 +59,9 @@ class Gate:
         margin = self.ground.experiment.gate_margin
         if margin is None or not _measures(self.ground.experiment):
             return dict(wanted), {}
-        known: dict[_Units, float] = {}
+        known: dict[_Units, list[Score | None]] = {}
         first = losses = self._losses({"": Part(), **wanted}, state, round, known)
-        base_loss = known[_key({})]
+        base_loss = losses[""]
         limit = base_loss + margin
         admitted, pending, told = dict[str, Part](), dict(wanted), list[Record]()
         while pending:
@@ -105,22 +110,25 @@ class Gate:
                 return larger
 
     def _losses(
-        self, parts: Mapping[str, Part], state: State, round: int, known: dict[_Units, float]
+        self, parts: Mapping[str, Part], state: State, round: int, known: dict[_Units, list[Score | None]]
     ) -> dict[str, float]:
-        """Client → mean loss per answer token of its part; measures those that are not known yet, and notes them."""
+        """Client → mean loss per answer token of its part; measures those that are not known yet, and notes them.
+
+        The whole is known, or among the parts.
+        """
         keys = {client: _key(part.kept) for client, part in parts.items()}
         new = {keys[client]: (client, part) for client, part in parts.items() if keys[client] not in known}
 
-        def job(learner: Learner, item: tuple[_Units, tuple[str, Part]]) -> tuple[_Units, float]:
+        def job(learner: Learner, item: tuple[_Units, tuple[str, Part]]) -> tuple[_Units, list[Score | None]]:
             key, (client, part) = item
             if part.kept:
                 learner = self.ground.learner(part, round, client)
             learner.load(tree.cut(state, self.ground.sent(part)))
-            scores = [score for batch in self.public for score in learner.score(batch)]
-            return key, sum(score.nll for score in scores) / sum(score.num_tokens for score in scores)
+            return key, [score for batch in self.public for score in _scores(learner, batch)]
 
         known.update(self.workers.map(job, new.items()))
-        return {client: known[key] for client, key in keys.items()}
+        whole = known[_key({})]
+        return {client: _loss(known[key], whole) for client, key in keys.items()}
 
 
 def prepare(
@@ -173,6 +181,30 @@ def _measures(experiment: Experiment) -> bool:
     return cuts and experiment.gate_margin is not None
 
 
+def _scores(learner: Learner, batch: Sequence[Encoded]) -> list[Score | None]:
+    """Of each example; None for those that a part cannot say."""
+    held = [learner.holds(encoded) for encoded in batch]
+    said = [encoded for encoded, is_held in zip(batch, held, strict=True) if is_held]
+    scores = iter(learner.score(said) if said else ())
+    return [next(scores) if is_held else None for is_held in held]
+
+
+def _loss(scores: Sequence[Score | None], whole: Sequence[Score | None]) -> float:
+    """Mean loss per answer token of a part; infinite if it can say nothing.
+
+    What it cannot say may be harder or easier than the rest. So it is what the part has above the whole on what it can
+    say, on top of the whole's loss on everything.
+    """
+    pairs = [(own, other) for own, other in zip(scores, whole, strict=True) if own is not None and other is not None]
+    if not pairs:
+        return math.inf
+    num_tokens = sum(own.num_tokens for own, _ in pairs)
+    loss = sum(own.nll for own, _ in pairs) / num_tokens
+    if len(pairs) == len(whole):
+        return loss
+    return loss - sum(other.nll for _, other in pairs) / num_tokens + _loss(whole, whole)
+
+
 def _tell(
     width: float, wanted: Mapping[str, Part], admitted: Mapping[str, Part], losses: Mapping[str, float]
 ) -> list[Record]:
@@ -183,7 +215,7 @@ def _tell(
             got = admitted.get(client)
             decision = "refused" if got is None else "kept" if got.width == width else "enlarged"
             decisions.setdefault((decision, got.width if got and decision == "enlarged" else None), []).append(client)
-    return [
+    told = [
         {
             "width": width,
             "loss": sum(losses[client] for client in clients) / len(clients),
@@ -193,6 +225,7 @@ def _tell(
         }
         for (decision, to), clients in sorted(decisions.items(), key=str)
     ]
+    return [line | ({"reason": UNSAID} if line["loss"] == math.inf else {}) for line in told]
 
 
 def _key(kept: Kept) -> _Units:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedgen.types import Axes, Encoded, Example, Index, Kept, Plan, Prompt, Rung, Score, Scores, State
+from fedgen.devices import Rung
+from fedgen.types import Axes, Encoded, Example, Index, Kept, Plan, Prompt, Score, Scores, State
 
 
 @runtime_checkable
@@ -32,7 +33,13 @@ class Learner(Protocol):
         """Copies the given tensors into the model; some of them may not be trained."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
-        """Token ids of each example; None where truncation leaves no answer token."""
+        """Token ids of each example; None where truncation leaves no answer token, or a token is not held."""
+
+    def holds(self, encoded: Encoded) -> bool:
+        """Whether the model has all tokens of an example, so that it can learn from it and be measured on it.
+
+        Ids of tokens are the tokenizer's everywhere, whatever part of the vocabulary a model has.
+        """
 
     def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
         """Mean negative log-likelihood per answer token, differentiable.
@@ -49,7 +56,7 @@ class Learner(Protocol):
         """The greedy answer."""
 
     def importance(self, batch: Sequence[Encoded]) -> Scores:
-        """How much each unit of every inner axis matters to this batch."""
+        """How much each unit of every inner axis matters to this batch, and how often each token is in it."""
 
 
 @runtime_checkable
@@ -73,6 +80,13 @@ class Base(Protocol):
 
         Raises:
             ModelError: the model is of a family whose parts are not known to be right.
+        """
+
+    @property
+    def protected(self) -> Kept:
+        """Units that every part keeps, by axis: tokens without which no text begins or ends.
+
+        Every step of a client uses all that the client holds of such an axis, whatever the width of the step.
         """
 
     @property

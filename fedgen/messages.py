@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fedgen.types import Metrics, Part, Rung
+from fedgen.devices import Rung
+from fedgen.types import Kept, Metrics, Part
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Reply:
         num_examples: weight of the change: how many examples it was trained on.
         metrics: numbers about the client's work (loss, seconds, bytes of memory).
         error: why there is no payload; a fixed word, never text from the device.
+        kept: units to which the change is confined, on axes of which the client trained less than its part; they are
+            numbered as in the whole model.
     """
 
     round: int
@@ -68,3 +71,4 @@ class Reply:
     num_examples: int = 0
     metrics: Metrics = field(default_factory=dict)
     error: str = ""
+    kept: Kept = field(default_factory=dict)

@@ -6,17 +6,18 @@ same part. Nothing here depends on what kind of model it is.
 
 import dataclasses
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedgen import seeds, tree
+from fedgen.bases import Bases
+from fedgen.devices import Rung
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
-from fedgen.types import Axes, Choice, Encoded, Kept, Part, Plan, Rung, Scores, State, Steps
+from fedgen.types import Axes, Choice, Encoded, Index, Kept, Part, Plan, Scores, State, Steps
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Ground:
         """Whether any client may get less than the whole."""
         return bool(self.experiment.extraction.axes)
 
-    def at(self, rung: Rung, bases: "Bases") -> "Ground":
+    def at(self, rung: Rung, bases: Bases) -> "Ground":
         """The same for a client that works on a rung of the planner's ladder."""
         experiment = self.experiment
         client = experiment.light_client if rung.light else experiment.client
@@ -72,16 +73,34 @@ class Ground:
         return Part(width if self.makes_parts else 1.0, kept, top_layers, rank)
 
     def _kept(self, client: str, round: int, width: float) -> Kept:
-        extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
+        kept, kinds = Kept(), self.experiment.extraction.axes
         for axis, units in self.axes.units.items():
             num_kept = units_of(width, units)
-            if axis.partition(".")[0] in extraction.axes and num_kept < units:
-                scores = None if self.scores is None else self.scores.get(axis)
-                seed, among = self.experiment.seed, len(self.clients)
-                index = extraction.keep(Choice(axis, units, num_kept, round, client, place, among, seed, scores))
+            if axis.partition(".")[0] in kinds and num_kept < units:
+                index = self._keep(axis, num_kept, round, client)
                 if len(index) < units:
                     kept[axis] = index
         return kept
+
+    def _keep(self, axis: str, num_kept: int, round: int, client: str) -> Index:
+        """Units that the extraction picks; where some are protected, those and what it picks among the others.
+
+        So an extraction knows nothing of protection, and a part has `num_kept` units, or all protected ones if these
+        are more.
+        """
+        always = self.base.protected.get(axis)
+        free = torch.arange(self.axes.units[axis])
+        if always is not None:
+            free = free[~torch.isin(free, always)]
+            num_kept -= len(always)
+            if num_kept < 1:
+                return always
+        scores = None if self.scores is None else self.scores.get(axis)
+        scores = None if scores is None else scores[free]
+        place, among, seed = self.clients.index(client), len(self.clients), self.experiment.seed
+        choice = Choice(axis, len(free), num_kept, round, client, place, among, seed, scores)
+        index = free[self.experiment.extraction.keep(choice)]
+        return index if always is None else torch.cat([always, index]).sort().values
 
     def sent(self, part: Part) -> Plan:
         """What goes to the client: its part of the state, or all of it for a window."""
@@ -99,6 +118,35 @@ class Ground:
             for name, positions in plan.items()
             # What lies in no layer is above or below all of them; only a client that trains all layers trains it.
             if adapter.is_trained(name, round) and self.axes.members.get(name, ("", 0))[1] >= lowest
+        }
+
+    @property
+    def split(self) -> frozenset[str]:
+        """Axes of which clients return only what they trained; without names of dimensions there are none."""
+        lying = {dim.axis for dims in self.axes.dims.values() for dim in dims if dim is not None}
+        return frozenset(lying & self.experiment.client.trained_units([]).keys())
+
+    def own_units(self, part: Part, examples: Sequence[Encoded]) -> Kept:
+        """Units of a part to which a client confines what it returns, having trained on these examples."""
+        split = self.split
+        found = self.experiment.client.trained_units(examples) if split else {}
+        return {
+            axis: index[torch.isin(index, part.kept[axis])] if axis in part.kept else index
+            for axis, index in found.items()
+            if axis in split
+        }
+
+    def confined(self, part: Part, own: Kept, round: int) -> Plan | None:
+        """Where a client's own units lie in what it has trained of its part; None if it returns all of that."""
+        if not own:
+            return None
+        outer, inner = self.returned(part, round), self.returned(narrowed(part, own), round)
+        return {
+            name: tuple(
+                index if whole is None or index is None else torch.searchsorted(whole, index)
+                for whole, index in zip(outer[name], kept, strict=True)
+            )
+            for name, kept in inner.items()
         }
 
     def is_plain(self, part: Part, round: int) -> bool:
@@ -136,6 +184,7 @@ class Ground:
         plans = []
         for width in steps.widths:
             kept = self.part(client, round, width).kept
+            kept = {axis: index for axis, index in kept.items() if axis not in self.base.protected}
             # Units of the part, not of the whole: where each kept one stands among those that the client holds.
             local = {a: torch.searchsorted(part.kept[a], i) if a in part.kept else i for a, i in kept.items()}
             plans.append((tree.plan_of(part_axes, local), tree.plan_of(axes, local)))
@@ -162,36 +211,6 @@ class Ground:
             // weights[name].numel()
             for name, plan in now.items()
         )
-
-
-class Bases:
-    """The model in each type of weights that somebody asks for; each is loaded once, when it is first asked for.
-
-    Args:
-        experiment: has the model.
-        base: the model as it is loaded already.
-        dtype: type of its weights; None for that of the experiment.
-
-    Attributes:
-        lightest: type in which the weights take least memory.
-    """
-
-    def __init__(self, experiment: Experiment, base: Base, dtype: str | None = None) -> None:
-        self.lightest = experiment.model.lightest
-        self._experiment = experiment
-        self._loaded: dict[str | None, Base] = {None: base, dtype: base}
-        self._lock = threading.Lock()
-
-    def of(self, dtype: str | None) -> Base:
-        """The model with its frozen weights in a type; None for that of the experiment.
-
-        Raises:
-            ModelError: it cannot be loaded so.
-        """
-        with self._lock:
-            if dtype not in self._loaded:
-                self._loaded[dtype] = self._experiment.model.load(self._experiment.seed, dtype=dtype)
-            return self._loaded[dtype]
 
 
 def ground_of(
@@ -239,6 +258,11 @@ def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:
     """How much each unit of the model that a learner holds matters to some examples: the mean over batches."""
     found = [learner.importance(batch) for batch in batches]
     return {axis: torch.stack([scores[axis] for scores in found]).mean(0) for axis in found[0]}
+
+
+def narrowed(part: Part, own: Kept) -> Part:
+    """A part less the units of some axes that a client did not train."""
+    return dataclasses.replace(part, kept={**part.kept, **own})
 
 
 def units_of(width: float, units: int) -> int:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedgen import tree
+from fedgen.bases import Bases
+from fedgen.devices import Device, Rung
 from fedgen.footprint import Footprint, footprint
 from fedgen.learner import Learner
-from fedgen.parts import Bases, Ground
+from fedgen.parts import Ground
 from fedgen.stages import Client
-from fedgen.types import Device, Encoded, Example, Part, Rung, State
+from fedgen.types import Encoded, Example, Part, State
 
 PROCESS_BYTES = 300_000_000
 """Resident memory of a device's process that has imported what it uses and holds no model yet."""

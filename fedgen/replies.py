@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fedgen import records, tree
 from fedgen.coverage import Coverage
 from fedgen.errors import ClientError
 from fedgen.messages import Payload, Reply
-from fedgen.parts import Ground
+from fedgen.parts import Ground, narrowed
 from fedgen.turns import Turns
 from fedgen.types import Metrics, Observer, Part, Plan, Record, State, Update
 
@@ -63,6 +66,7 @@ class Replies:
         self._coverage = coverage
         self._turns = Turns(sorted(parts), folder)
         self._by_client: dict[str, Record] = {}
+        self._trained: dict[str, Part] = {}
 
     def take(self, reply: Reply, observe: Observer) -> None:
         """Checks a reply, tells of it, and folds it and those that waited for it if it is its turn."""
@@ -97,7 +101,7 @@ class Replies:
         self.lines.sort(key=lambda line: str(line["client"]))
 
     def _fold(self, client: str, payload: Payload) -> None:
-        line, part = self._by_client[client], self._parts[client]
+        line, part = self._by_client[client], self._trained[client]
         plan = self._ground.returned(part, self._round)
         tensors = self._ground.experiment.wire.decode(payload, self._shapes(plan))
         update = Update(plan, tensors, line["num_examples"])
@@ -119,7 +123,9 @@ class Replies:
             raise ClientError(reply.error or "failed")
         if reply.round != self._round:
             raise ClientError("stale")
-        began, plan = time.perf_counter(), self._ground.returned(self._parts[reply.client], self._round)
+        began = time.perf_counter()
+        part = trained(self._ground, self._parts[reply.client], reply.kept)
+        plan = self._ground.returned(part, self._round)
         try:
             tensors = self._ground.experiment.wire.decode(reply.payload, self._shapes(plan))
         except ClientError:
@@ -131,6 +137,7 @@ class Replies:
             raise ClientError("num_examples", f"{reply.num_examples!r} is not between 1 and {MAX_EXAMPLES}")
         if not math.isfinite(tree.largest(tensors)) or _finite(reply.metrics) != reply.metrics:
             raise ClientError("non_finite")
+        self._trained[reply.client] = part
         return time.perf_counter() - began
 
     def _shapes(self, plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -140,6 +147,30 @@ class Replies:
 def _finite(metrics: Metrics) -> Metrics:
     """The numbers that a line of the journal can hold and that can be summed; a device may send any."""
     return {name: value for name, value in metrics.items() if -LARGEST_METRIC < value < LARGEST_METRIC}
+
+
+def trained(ground: Ground, part: Part, own: Any) -> Part:  # noqa: ANN401 - whatever a client sends
+    """What a client trained of its part, by its own word.
+
+    Args:
+        ground: what is known before the first round.
+        part: what it was asked to train.
+        own: units to which it says that its change is confined; it may say anything.
+
+    Raises:
+        ClientError: `kept`, if they are not ascending units of its part, or of an axis that clients return whole.
+    """
+    if not isinstance(own, dict):
+        raise ClientError("kept", "units must come by axis")
+    for axis, index in own.items():
+        if axis not in ground.split:
+            raise ClientError("kept", "a reply is confined to units of an axis that clients return whole")
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+            raise ClientError("kept", f"units of {axis} must be a row of int64")
+        held = part.kept.get(axis, torch.arange(ground.axes.units[axis]))
+        if not bool((index.diff() > 0).all()) or not bool(torch.isin(index, held).all()):
+            raise ClientError("kept", f"units of {axis} must be ascending and of the client's part")
+    return narrowed(part, own)
 
 
 def check_shapes(tensors: State, plan: Plan, whole: State) -> None:

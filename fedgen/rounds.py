@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fedgen import checkpoint, records, tree
 from fedgen.checkpoint import Checkpoint
 from fedgen.coverage import Coverage, warn_of_gaps
+from fedgen.devices import Device, Rung
 from fedgen.disk import replace_folder
 from fedgen.errors import RunError
 from fedgen.experiment import Experiment
@@ -25,7 +26,7 @@ from fedgen.planner import Forecast, Planner
 from fedgen.replies import Replies, Sent
 from fedgen.run import Run
 from fedgen.transport import Transport
-from fedgen.types import Card, Device, Example, Observer, Part, Record, Rung, State
+from fedgen.types import Card, Example, Observer, Part, Record, State
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
@@ -189,11 +190,16 @@ def _wanted(server: Server, devices: Mapping[str, Device], round: int) -> tuple[
 
 
 def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
-    counts = [line["num_left_out"] for line in lines if line["num_left_out"]]
-    if not counts:
-        return []
-    text = f"{sum(counts)} examples of {len(counts)} clients are left out: truncation leaves them no answer"
-    return [records.warning(round, f"{text}; raise model.max_length")]
+    reasons = {
+        "num_left_out": "truncation leaves them no answer; raise model.max_length",
+        "num_not_held": "their parts lack some of their tokens; let devices be wider, or use extraction=importance",
+    }
+    counts = {word: [line[word] for line in lines if line[word]] for word in reasons}
+    return [
+        records.warning(round, f"{sum(found)} examples of {len(found)} clients are left out: {reasons[word]}")
+        for word, found in counts.items()
+        if found
+    ]
 
 
 def _why_idle(server: Server, round: int, idle: int, lines: Sequence[Record]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from fedgen.devices import Device, Rung
 from fedgen.learner import Base, Learner
 from fedgen.messages import Payload
 from fedgen.types import (
@@ -19,7 +20,6 @@ from fedgen.types import (
     Card,
     Choice,
     Dataset,
-    Device,
     Encoded,
     Example,
     Index,
@@ -28,7 +28,6 @@ from fedgen.types import (
     Observer,
     Plan,
     Prompt,
-    Rung,
     State,
     Steps,
     Trained,
@@ -170,6 +169,12 @@ class Client(Protocol):
 
         Raises:
             ClientError: the result is unusable (`non_finite_loss`, say).
+        """
+
+    def trained_units(self, examples: Sequence[Encoded]) -> Kept:
+        """Units that training on these examples is about, ascending; of those axes only of which it returns no others.
+
+        Empty if it returns all of its part. Which axes there are does not depend on the examples.
         """
 
 

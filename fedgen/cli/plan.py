@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from fedgen.cli import check
 from fedgen.cli.train import compose
+from fedgen.devices import Device
 from fedgen.errors import ConfigError
 from fedgen.planner import Forecast, Planner
-from fedgen.types import Device
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

@@ -1,14 +1,16 @@
 """Plain local training by gradient descent.
 
 ClientUpdate of FedAvg: McMahan et al., AISTATS 2017, Algorithm 1, with Adam in place of SGD by default, as is usual for
-LoRA.
+LoRA. A client that lacks labels may leave them out of the softmax and of what it returns: Diao et al., "HeteroFL:
+Computation and Communication Efficient Federated Learning for Heterogeneous Clients", ICLR 2021 (masked cross-entropy),
+and the code released with it (label split).
 
 Fused: Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (LOMO), ACL 2024,
 Algorithm 1: gradient and update are one step of the backward pass, so that gradients never are there all at once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -17,9 +19,10 @@ import torch
 
 from fedgen import tree
 from fedgen.client.batches import batches
+from fedgen.devices import Rung
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Rung, Trained
+from fedgen.types import Encoded, Index, Kept, Trained
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class FirstOrder:
         beta2: decay of Adam's second moment.
         mask_absent: the softmax goes over those tokens only that occur in the client's answers (masked cross-entropy),
             so that a client without a label does not unlearn it.
+        split_labels: of embedding and head the client returns the rows of those tokens only that occur in its examples,
+            and a row is averaged over the clients that have its token; matters where the adapter trains these and parts
+            are made. It tells the server which tokens the examples of each client have, whatever protects the numbers;
+            the journal keeps those of all clients of a round together.
         micro_batch: so many examples of a step go through the model at once, and their gradients add up to those of the
             whole batch; null takes all at once. Memory is then that of a small batch. With an extraction whose steps
             draw widths, each such piece draws its own.
@@ -55,6 +62,7 @@ class FirstOrder:
     max_grad_norm: float | None = 1.0
     beta2: float = 0.999
     mask_absent: bool = False
+    split_labels: bool = False
     micro_batch: int | None = None
     fused: bool = False
 
@@ -75,6 +83,9 @@ class FirstOrder:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
         if not 0 < self.beta2 < 1:
             raise ValueError(f"beta2 is {self.beta2}; it must lie between 0 and 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1, or null")
         if self.fused and self.max_grad_norm is not None:
@@ -86,6 +97,11 @@ class FirstOrder:
             raise ValueError(
                 f"fused is true and micro_batch is {self.micro_batch}; gradients of pieces add up, and fused drops "
                 "each as soon as it is used. Set micro_batch to null, or fused to false"
+            )
+        if self.split_labels and not self.mask_absent:
+            raise ValueError(
+                "split_labels is true and mask_absent is false: a softmax over all tokens trains the rows of all. Set "
+                "mask_absent=true, or split_labels=false"
             )
 
     @property
@@ -163,6 +179,10 @@ class FirstOrder:
         }
         return Trained(tree.subtract(learner.state(), before), metrics)
 
+    def trained_units(self, examples: Sequence[Encoded]) -> Kept:
+        """The tokens of prompts and answers, if labels are split."""
+        return {"vocab": _index({token for e in examples for token in e.ids})} if self.split_labels else {}
+
     def _optimizer(self, parameters: list[torch.nn.Parameter], progress: float) -> torch.optim.Optimizer:
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
         if self.optimizer == "sgd":
@@ -200,9 +220,13 @@ def _update_when_ready(
     return [parameter.register_post_accumulate_grad_hook(partial(update, optimizer)) for parameter, optimizer in pairs]
 
 
-def _answer_tokens(examples: Sequence[Encoded]) -> torch.Tensor:
+def _answer_tokens(examples: Sequence[Encoded]) -> Index:
     """Tokens that occur in the answers, ascending."""
-    return torch.tensor(sorted({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]}))
+    return _index({token for encoded in examples for token in encoded.ids[encoded.num_prompt :]})
+
+
+def _index(tokens: Collection[int]) -> Index:
+    return torch.tensor(sorted(tokens), dtype=torch.long)
 
 
 def _num_answers(examples: Sequence[Encoded]) -> int:

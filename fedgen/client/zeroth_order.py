@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fedgen import tree
 from fedgen.client.batches import batches
+from fedgen.devices import Rung
 from fedgen.directions import Space, space_of
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
-from fedgen.types import Encoded, Rung, State, Trained, Walk
+from fedgen.types import Encoded, Kept, State, Trained, Walk
 
 MAX_SEED = 2**31
 """Seeds of directions are below it, so that one takes four bytes."""
@@ -86,6 +87,10 @@ class ZerothOrder:
     def at(self, rung: Rung) -> "ZerothOrder":
         """The same: a rung has nothing that it could save."""
         return self
+
+    def trained_units(self, examples: Sequence[Encoded]) -> Kept:
+        """None: a direction goes through all of what is trained."""
+        return {}
 
     def train(
         self, learner: Learner, examples: Sequence[Encoded], progress: float, generator: torch.Generator

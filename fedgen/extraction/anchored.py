@@ -23,7 +23,7 @@ class Anchored:
     that keeps a single unit rolls.
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
         anchors: share of the kept units that are always the most important ones; 1 leaves no window.
         stride: units by which the window moves per round, anchors not counted; null moves it by its own size.
         phase: all clients share one window per size, or they are spread evenly over the axis (striped).

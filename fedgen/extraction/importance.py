@@ -19,7 +19,7 @@ class Importance:
     """The units that matter most to the model.
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
     """
 
     axes: tuple[str, ...] = ("ffn", "kv")

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-KINDS = ("ffn", "kv", "residual", "rank")
-"""Feed-forward width, key-value groups with their query heads, residual stream, rank of an adapter."""
+KINDS = ("ffn", "kv", "residual", "rank", "vocab")
+"""Feed-forward width, key-value groups with their query heads, residual stream, rank of an adapter, tokens.
+
+Of the vocabulary an option is asked about those tokens only that a part may lack; special ones are always kept.
+"""
 
 REASONS = {
     "head_dim": "rotary embeddings pair positions in a head, so units of attention are whole key-value groups: use kv",
-    "vocab": "a device with fewer tokens would need a map of its own between texts and tokens, and none is made",
     "layer": "whole layers are the business of another option: use extraction=depth",
 }
 """Kinds that somebody may well ask for, and why they are not cut here."""

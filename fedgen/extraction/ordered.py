@@ -22,7 +22,7 @@ class Ordered:
     step trains it. With extraction_mode=window every step trains the whole window.
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
         widths: shares that a step may train (the set P), ascending.
         distill: a step also learns from the answers of all that the client holds.
     """

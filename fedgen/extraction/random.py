@@ -19,7 +19,7 @@ class Random:
     """Units drawn at random in every round (Federated Dropout).
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
         shared: one draw per round for all clients, of which a narrower client holds the first part; otherwise each
             client has a draw of its own.
     """

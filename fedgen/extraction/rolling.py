@@ -35,7 +35,7 @@ class Rolling:
     kept whole.
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
         stride: units by which the window moves per round; null moves it by its own size.
         block: units that are kept or left together; windows start at multiples of it.
         phase: all clients share one window per size, or they are spread evenly over the axis (striped).

@@ -18,7 +18,7 @@ class Static:
     """The first units, the same in every round (HeteroFL).
 
     Attributes:
-        axes: kinds of the axes that are cut: ffn, kv, residual, rank.
+        axes: kinds of the axes that are cut: ffn, kv, residual, rank, vocab.
     """
 
     axes: tuple[str, ...] = ("ffn", "kv")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedgen import checkpoint, seeds
+from fedgen.bases import Bases
 from fedgen.checkpoint import Checkpoint
 from fedgen.device import Holding, answer, hold
 from fedgen.disk import write_atomic
@@ -19,7 +20,7 @@ from fedgen.federation.own_process import answer_apart
 from fedgen.gate import prepare
 from fedgen.learner import Base, Learner
 from fedgen.messages import Reply, Request
-from fedgen.parts import Bases, Ground
+from fedgen.parts import Ground
 from fedgen.planner import Planner, planner_of
 from fedgen.rounds import Server, serve
 from fedgen.run import Run, lock

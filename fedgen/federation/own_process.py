@@ -8,10 +8,11 @@ import multiprocessing
 import multiprocessing.connection
 from dataclasses import dataclass
 
+from fedgen.bases import Bases
 from fedgen.device import Holding, answer
 from fedgen.experiment import Experiment
 from fedgen.messages import Reply, Request
-from fedgen.parts import Bases, Ground, ground_of
+from fedgen.parts import Ground, ground_of
 from fedgen.types import Scores
 
 

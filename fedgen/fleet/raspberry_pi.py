@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from fedgen import seeds
+from fedgen.devices import Device
 from fedgen.fleet.dealing import deal
-from fedgen.types import Device
 
 MIB = 1024**2
 

@@ -8,7 +8,7 @@ with Rolling Sub-Model Extraction", NeurIPS 2022.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedgen.types import Device
+from fedgen.devices import Device
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ the attention axis is a key-value head with all its query heads, because grouped
 (Ainslie et al., "GQA", EMNLP 2023, section 2.2); inside a head nothing is cut, because rotary positions turn pairs of
 its entries (Su et al., "RoFormer", 2021, section 3.2.2). Which projections belong together a model says itself, in
 the plan for tensor parallelism that transformers ships with most families (column-wise opens, row-wise closes); GPT-2
-has none and stands in a table here. Whatever is declared is believed only after ``selfcheck``.
+has none and stands in a table here. A unit of the vocabulary is a token: a row of the embedding, a row of the head and
+an entry of its bias. Whatever is declared is believed only after ``selfcheck``.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def axes_of(module: nn.Module) -> Axes:
         module: a causal language model of transformers; may be on the meta device.
 
     Returns:
-        Axes `ffn.L`, `kv.L` and `layer`, and besides `residual` for the width that all layers share.
+        Axes `ffn.L`, `kv.L` and `layer`, and besides `residual` for the width that all layers share and `vocab` for the
+        tokens, where embedding and head have a row for each.
 
     Raises:
         ModelError: nothing says which dimensions of this family belong together, or its layers are not alike.
@@ -80,6 +82,7 @@ def axes_of(module: nn.Module) -> Axes:
                 _name_linear(names, f"{prefix}{number}.{name}", _projection(layer, name), None, dim)
             _name_linear(names, f"{prefix}{number}.{group.closes}", closing, Dim(axis, inputs // units[axis]), None)
     _name_residual(module, names, width, [f"{prefix}{number}.{g}" for number, _ in layers for g in _members(groups)])
+    units |= _name_vocabulary(module, names)
     members = {
         name: ("layer", int(name.removeprefix(prefix).partition(".")[0])) for name in shapes if name.startswith(prefix)
     }
@@ -190,3 +193,17 @@ def _name_residual(module: nn.Module, names: dict[str, list[Dim | None]], width:
         inside = any(name.startswith(f"{block}.") for block in blocks)
         if not inside and parameter.shape[-1] == width and names[name][-1] is None:
             names[name][-1] = residual
+
+
+def _name_vocabulary(module: nn.Module, names: dict[str, list[Dim | None]]) -> dict[str, int]:
+    """Names the rows of the embedding and of the head, which may be one tensor; says how many there are."""
+    embedding: Any = module.get_input_embeddings()  # type: ignore[operator]
+    head: Any = module.get_output_embeddings()  # type: ignore[operator]
+    num_tokens = embedding.weight.shape[0]
+    if head.weight.shape[0] != num_tokens:
+        return {}
+    rows = {id(tensor) for tensor in (embedding.weight, head.weight, dict(head.named_parameters()).get("bias"))}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in rows:
+            names[name][0] = Dim("vocab")
+    return {"vocab": num_tokens}

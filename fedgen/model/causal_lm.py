@@ -93,7 +93,7 @@ class CausalLM:
             raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; answers could never end")
-        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens, (kept or {}).get("vocab"))
         base = TextBase(module, tokenizer, fingerprint, *ways)
         check_family(base.learner(module, {}))
         return base

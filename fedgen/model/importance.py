@@ -4,6 +4,11 @@ A unit of an inner axis is worth mean |activation| × norm of the weights that r
 unit: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). Weights alone
 mislead: on a pretrained model they are worse than chance. A layer is worth 1 - cos(what goes in, what comes out): Men
 et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024.
+
+A token is worth how often it occurs (``TextLearner.importance``). The text is one that anybody may see, so which tokens
+a part holds tells nothing about its client. By a client's own words none of its examples would be left out, and the
+server would know the words; it is not done. Of tokens that never occur the first come first, which byte-pair encodings
+have merged first because they are frequent.
 """
 
 from collections.abc import Callable

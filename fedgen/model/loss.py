@@ -15,6 +15,9 @@ from torch import Tensor
 
 from fedgen.types import Index
 
+Change = tuple[Index, Float[Tensor, "rows width"]]
+"""Some rows of a head that is frozen, and what is added to each of them and trained."""
+
 CHUNK_TOKENS = 128
 """Rows of logits that exist at once, 25 MB at 49,152 each. With fewer, reading the head from memory dominates."""
 
@@ -27,6 +30,7 @@ def token_losses(
     head: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
     chunk_tokens: int | None = CHUNK_TOKENS,
+    change: Change | None = None,
 ) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
     """Negative log-likelihood of each target in nats, and whether the target is the first choice. No gradient.
 
@@ -35,12 +39,13 @@ def token_losses(
         head: makes logits of them.
         targets: tokens to be predicted.
         chunk_tokens: rows of logits that exist at once; None for all.
+        change: what is added to some rows of the head.
     """
     losses, right = [], []
     size = chunk_tokens or len(targets)
     with torch.no_grad():
         for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            found = _measured(rows @ head.T, wanted)
+            found = _measured(_logits(rows, head, change), wanted)
             losses.append(found[0])
             right.append(found[1])
     return torch.cat(losses), torch.cat(right)
@@ -51,17 +56,20 @@ def mean_loss(
     head: Float[Tensor, "vocab width"],
     targets: Int[Tensor, " tokens"],
     chunk_tokens: int | None = CHUNK_TOKENS,
+    change: Change | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of the targets in nats, differentiable in both the hidden states and the head.
+    """Mean negative log-likelihood of the targets in nats, differentiable in hidden states, head and change.
 
     Args:
         hidden: last hidden states.
         head: makes logits of them.
         targets: tokens to be predicted.
         chunk_tokens: rows of logits that exist at once; None for all.
+        change: what is added to some rows of the head and trained.
     """
     size = chunk_tokens or len(targets)
-    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets, size)  # type: ignore[no-untyped-call]
+    some, added = change or (None, None)
+    value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets, size, some, added)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -76,35 +84,59 @@ def restrict(
     return (head, targets) if among is None else (head.index_select(0, among), torch.searchsorted(among, targets))
 
 
+def _logits(
+    hidden: Float[Tensor, "tokens width"], head: Float[Tensor, "vocab width"], change: Change | None
+) -> Float[Tensor, "tokens vocab"]:
+    """In the type of the head, in memory of their own."""
+    logits = hidden @ head.T
+    return logits if change is None else logits.index_add_(1, change[0], hidden @ change[1].T)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """``mean(logsumexp(h Wᵀ) - (h Wᵀ)[target])``; its gradient with respect to the logits is ``softmax - one_hot``."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, size: int) -> Tensor:  # noqa: ANN401 - torch's context
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        size: int,
+        some: Tensor | None,
+        added: Tensor | None,
+    ) -> Tensor:
         """Loss, and the gradients for an incoming gradient of one."""
+        change = None if some is None or added is None else (some, added)
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
+        grad_added = torch.zeros_like(added, dtype=torch.float32) if added is not None else None
         total = torch.zeros((), dtype=torch.float32)
         scale = 1.0 / len(targets)
         for start in range(0, len(targets), size):
             rows, wanted = hidden[start : start + size], targets[start : start + size, None]
-            logits = rows @ head.T
+            logits = _logits(rows, head, change)
             total += _to_gradient(logits, wanted, scale)
-            torch.mm(logits, head, out=grad_hidden[start : start + size])
+            own = grad_hidden[start : start + size]
+            torch.mm(logits, head, out=own)
             if grad_head is not None:
                 # In place: the product alone would be as large as the head.
                 grad_head.addmm_(logits.T.float(), rows.float())
+            if change is not None and grad_added is not None:
+                of_some = logits.index_select(1, change[0])
+                own += of_some @ change[1]
+                grad_added += of_some.T @ rows
             del logits  # Before those of the next chunk are there.
-        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.save_for_backward(grad_hidden, grad_head, grad_added)
         return total * scale
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """The gradients of the forward pass times the incoming one. Once: they are scaled where they are."""
-        grad_hidden, grad_head = ctx.saved_tensors
-        if grad_head is not None:
-            grad_head.mul_(grad_output)
-        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_head, None, None
+        grad_hidden, grad_head, grad_added = ctx.saved_tensors
+        for grad in (grad_head, grad_added):
+            if grad is not None:
+                grad.mul_(grad_output)
+        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_head, None, None, None, grad_added
 
 
 def _measured(

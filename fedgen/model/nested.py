@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fedgen import tree
 from fedgen.model.loss import mean_loss, restrict
-from fedgen.model.packing import pack
 from fedgen.model.part import tell_sizes
 from fedgen.model.text import TextLearner
 from fedgen.types import Encoded, Example, Index, Plan, Prompt, Score, Scores, State
@@ -70,7 +69,7 @@ class NestedLearner:
         learner = drawn.refresh()
         if not self.distill or not drawn.views:
             return learner.loss(batch, among)
-        packed = pack(batch)
+        packed, among = self.widest.packed(batch), self.widest.places(among)
         taught, (head, targets) = self.widest.hidden(packed), restrict(self.widest.head(), packed.targets, among)
         wanted = (taught @ head.T).detach().float().softmax(1)
         given = (learner.hidden(packed) @ restrict(learner.head(), targets, among)[0].T).float()
@@ -102,6 +101,10 @@ class NestedLearner:
     def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
         """As the widest does."""
         return self.widest.encode(examples)
+
+    def holds(self, encoded: Encoded) -> bool:
+        """As the widest does."""
+        return self.widest.holds(encoded)
 
     def score(self, batch: Sequence[Encoded]) -> list[Score]:
         """Of the widest."""

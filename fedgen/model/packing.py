@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fedgen.types import Encoded
+from fedgen.types import Encoded, Index
 
 ROW_TOKENS = 256
 """Rows are not made longer than this unless one example is."""
@@ -47,8 +47,16 @@ class Packed:
     owners: Int[Tensor, " answers"]
 
 
-def pack(batch: Sequence[Encoded]) -> Packed:
-    """Packs a batch; answer tokens come example by example, in the order of the batch."""
+def pack(batch: Sequence[Encoded], tokens: Index | None = None) -> Packed:
+    """Packs a batch; answer tokens come example by example, in the order of the batch.
+
+    Args:
+        batch: examples.
+        tokens: those that a part of a model holds, ascending, all of the batch's among them; the ids of the result are
+            then places in this list. None for a model that holds all.
+    """
+    if tokens is not None:
+        batch = [Encoded(tuple(places_of(encoded.ids, tokens).tolist()), encoded.num_prompt) for encoded in batch]
     shared = _common_beginning(batch)
     rests = [len(encoded.ids) - shared for encoded in batch]
     row_of, start_of, num_rows, longest = _first_fit(rests, max(ROW_TOKENS - shared, max(rests)))
@@ -81,6 +89,18 @@ def pack(batch: Sequence[Encoded]) -> Packed:
     visible = ((same | beginning) & causal)[:, None]
     as_index = torch.tensor([rows, columns, targets, owners], dtype=torch.long)
     return Packed(ids, positions, visible, *as_index)
+
+
+def places_of(ids: Sequence[int], tokens: Index) -> Index:
+    """Where tokens stand among those that a part holds.
+
+    >>> places_of((7, 2), torch.tensor([2, 5, 7])).tolist()
+    [2, 0]
+    """
+    wanted = torch.tensor(ids, dtype=torch.long)
+    places = torch.searchsorted(tokens, wanted)
+    assert torch.equal(tokens[places.clamp(max=len(tokens) - 1)], wanted), "all tokens must be held"
+    return places
 
 
 def _common_beginning(batch: Sequence[Encoded]) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 
 from fedgen.errors import ModelError
 from fedgen.model.axes import layers_of
-from fedgen.types import Axes, Kept, State
+from fedgen.types import Axes, Index, Kept, State
 
 
 def shrink(module: nn.Module, tensors: State, kept: Kept) -> nn.Module:
@@ -24,7 +24,8 @@ def shrink(module: nn.Module, tensors: State, kept: Kept) -> nn.Module:
     Args:
         module: the whole model; may be on the meta device.
         tensors: the part's weights by name; those that are absent belong to dropped layers.
-        kept: which units they are made of; `layer` drops layers.
+        kept: which units they are made of; `layer` drops layers, and `vocab` tokens, which are then known by where they
+            stand among the kept ones.
 
     Returns:
         A module of the same class, frozen and in evaluation mode. Tied weights stay tied.
@@ -35,6 +36,8 @@ def shrink(module: nn.Module, tensors: State, kept: Kept) -> nn.Module:
     part = copy.deepcopy(module, memo)
     if "layer" in kept:
         _drop_layers(part, kept["layer"].tolist())
+    if "vocab" in kept:
+        _rename_tokens(part, kept["vocab"])
     tell_sizes(part)
     return part.requires_grad_(False).eval()
 
@@ -115,3 +118,13 @@ def _drop_layers(part: nn.Module, numbers: list[int]) -> None:
     if types is not None:
         config.layer_types = [types[number] for number in numbers]
     config.num_hidden_layers = len(numbers)
+
+
+def _rename_tokens(part: nn.Module, tokens: Index) -> None:
+    """Tells a part how many tokens it has, and which of them is the one that fills gaps and is never learned."""
+    config: Any = part.config
+    config.vocab_size = len(tokens)
+    embedding: Any = part.get_input_embeddings()  # type: ignore[operator]
+    if embedding.padding_idx is not None:
+        found = (tokens == embedding.padding_idx).nonzero().view(-1).tolist()
+        embedding.padding_idx = found[0] if found else None

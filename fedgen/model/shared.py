@@ -1,6 +1,7 @@
 """A loaded decoder-only language model: weights that all workers share, and what is made of them."""
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fedgen import tree
+from fedgen.devices import Rung
 from fedgen.errors import ModelError
 from fedgen.learner import Learner
 from fedgen.model import selfcheck
@@ -20,7 +22,7 @@ from fedgen.model.part import rescale, shrink
 from fedgen.model.quantised import Quantised
 from fedgen.model.text import TextLearner
 from fedgen.model.window import open_windows
-from fedgen.types import Axes, Encoded, Kept, Plan, Rung, State
+from fedgen.types import Axes, Encoded, Index, Kept, Plan, State
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class TextBase:
         max_length: longest example in tokens; the rest is cut off.
         checkpointing: layers are recomputed in the backward pass.
         chunk_tokens: rows of logits that exist at once; None for all.
+        tokens: those that it has a row for, ascending; None for all of the tokenizer's.
     """
 
     module: nn.Module
@@ -42,6 +45,7 @@ class TextBase:
     max_length: int
     checkpointing: bool = False
     chunk_tokens: int | None = CHUNK_TOKENS
+    tokens: Index | None = None
 
     def at(self, rung: Rung) -> "TextBase":
         """The same weights, worked with as a rung of the planner's ladder says; itself if that changes nothing."""
@@ -62,6 +66,20 @@ class TextBase:
         selfcheck.verify(self.module)
         return axes
 
+    @functools.cached_property
+    def protected(self) -> Kept:
+        """The tokens that every part keeps: special ones, and those of a conversation in which nothing is said.
+
+        Without them no prompt begins and no answer ends.
+        """
+        tokens = {self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids}
+        tokens |= {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        if self.tokenizer.chat_template:
+            silence = [{"role": "user", "content": ""}]
+            tokens |= {*self.tokenizer.apply_chat_template(silence, add_generation_prompt=True, return_dict=False)}
+        units = torch.tensor(sorted(tokens))
+        return {"vocab": units if self.tokens is None else torch.isin(self.tokens, units).nonzero().view(-1)}
+
     @property
     def weights(self) -> State:
         """All weights by name, shared; tied weights once."""
@@ -74,7 +92,10 @@ class TextBase:
         part = tree.cut(self.weights, tree.plan_of(axes_of(self.module), kept))
         # Products want rows that lie close together.
         tensors = {name: tensor.contiguous() for name, tensor in part.items()}
-        return replace(self, module=shrink(self.module, tensors, kept))
+        tokens = self.tokens
+        if "vocab" in kept:
+            tokens = kept["vocab"] if tokens is None else tokens[kept["vocab"]]
+        return replace(self, module=shrink(self.module, tensors, kept), tokens=tokens)
 
     def rescale(self, learner: Learner, axes: Axes, kept: Kept) -> None:
         """Multiplies what a part's closing projections read by units / kept units, for as long as the learner lives."""
@@ -130,7 +151,7 @@ class TextBase:
         if window is not None:
             trained, loaded = open_windows(module, parameters, window)
         trained = {name: parameter for name, parameter in trained.items() if parameter.requires_grad}
-        ways = (self.max_length, self.checkpointing, self.chunk_tokens)
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens, self.tokens)
         return TextLearner(module, self.tokenizer, trained, loaded, *ways)
 
 
@@ -149,11 +170,12 @@ def check_family(learner: TextLearner) -> None:
     Raises:
         ModelError: the numbers differ.
     """
-    size = len(learner.tokenizer)
-    samples = [Encoded(tuple((7 + 3 * number + k * k) % size for k in range(6 + number)), 3) for number in range(2)]
+    tokens = torch.arange(len(learner.tokenizer)) if learner.tokens is None else learner.tokens
+    places = [torch.tensor([(7 + 3 * n + k * k) % len(tokens) for k in range(6 + n)]) for n in range(2)]
+    samples = [Encoded(tuple(tokens[place].tolist()), 3) for place in places]
     ours = learner.score(samples)
-    for sample, score in zip(samples, ours, strict=True):
-        ids: Int[Tensor, "1 length"] = torch.tensor([sample.ids])
+    for place, sample, score in zip(places, samples, ours, strict=True):
+        ids: Int[Tensor, "1 length"] = place[None]
         with torch.no_grad():
             logits = learner.module(input_ids=ids, use_cache=False).logits[0].float()
         plain = torch.nn.functional.cross_entropy(

@@ -1,7 +1,8 @@
 """Trains a window of a weight while the rest of it stays frozen: the device holds the whole model and trains a part.
 
 The window is a matrix of its own that begins at zero, is added where it belongs, and ends as the change that is sent.
-So gradients and optimiser state exist for the window alone, and no full gradient is ever made.
+Of an embedding it is some rows, and a head that is tied to it shares them. So gradients and optimiser state exist for
+the window alone, and no full gradient is ever made.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,46 @@ from torch.nn import functional
 
 from fedgen.errors import ModelError
 from fedgen.types import Index, Plan, State
+
+
+class Rows(nn.Module):
+    """An embedding of which only the rows of some tokens are trained.
+
+    Args:
+        table: the whole of it, which is frozen.
+        rows: the trained rows, ascending.
+    """
+
+    def __init__(self, table: nn.Embedding, rows: Index) -> None:
+        super().__init__()
+        self.table = table
+        table.weight.requires_grad_(False)
+        self.change = nn.Parameter(torch.zeros((len(rows), table.embedding_dim), dtype=table.weight.dtype))
+        self.register_buffer("rows", rows, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen table; the decoder is asked for its type."""
+        return self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """What the whole table gives, and what is added to it."""
+        found: Tensor = self.table(ids)
+        # The token that fills gaps is looked up, and never learned from it.
+        return found + added_to(ids, self.rows, self.change, but=self.table.padding_idx)  # type: ignore[arg-type]
+
+
+def added_to(ids: Tensor, rows: Index, change: Tensor, but: int | None = None) -> Tensor:
+    """What a change to some rows adds to those of the ids: nothing where one is not among them, or is the excepted one.
+
+    >>> added_to(torch.tensor([3, 1]), torch.tensor([1, 2]), torch.tensor([[5.0], [6.0]])).tolist()
+    [[0.0], [5.0]]
+    """
+    places = torch.searchsorted(rows, ids.contiguous()).clamp_(max=len(rows) - 1)
+    held = rows[places] == ids
+    if but is not None:
+        held &= ids != but
+    return functional.embedding(places, change) * held[..., None]
 
 
 class Window(nn.Module):
@@ -71,12 +112,12 @@ def open_windows(
         The trained parameters by name, in the shapes of the plan; and the whole tensors by name, to load a state into.
 
     Raises:
-        ModelError: something else than a projection is cut.
+        ModelError: something else than a projection, or the rows of an embedding, is cut.
     """
     whole = {name: parameter.data for name, parameter in parameters.items()}
     places = {id(parameter): place for place, parameter in module.named_parameters()}
     trained: dict[str, nn.Parameter] = {}
-    opened: dict[str, Window] = {}
+    opened: dict[str, Window | Rows] = {}
     for name, parameter in parameters.items():
         kept = plan.get(name)
         if kept is None:
@@ -88,21 +129,45 @@ def open_windows(
             if path not in opened:
                 opened[path] = _window(module, path, parameter, kept, leaf)
             window = opened[path]
-            change = window.change if leaf == "weight" else window.bias_change
+            change = window.bias_change if isinstance(window, Window) and leaf == "bias" else window.change
             assert change is not None
             trained[name] = change
     return trained, whole
 
 
-def _window(module: nn.Module, path: str, parameter: nn.Parameter, kept: tuple[Index | None, ...], leaf: str) -> Window:
+def _window(
+    module: nn.Module, path: str, parameter: nn.Parameter, kept: tuple[Index | None, ...], leaf: str
+) -> Window | Rows:
     projection = module.get_submodule(path)
+    if isinstance(projection, nn.Embedding) and kept[0] is not None and kept[1] is None:
+        return _rows(module, path, projection, kept[0])
     if type(projection).__name__ not in ("Linear", "Conv1D") or leaf != "weight" or parameter.dim() != 2:
         raise ModelError(
             f"{path} is a {type(projection).__name__}, of which no window can be trained; with extraction_mode=window, "
-            "extraction.axes may hold ffn and kv"
+            "extraction.axes may hold ffn, kv and vocab"
         )
     first, second = kept
     outputs, inputs = (second, first) if type(projection).__name__ == "Conv1D" else (first, second)
     window = Window(projection, outputs, inputs)
-    module.get_submodule(path.rpartition(".")[0]).register_module(path.rpartition(".")[2], window)
+    _replace(module, path, window)
     return window
+
+
+def _rows(module: nn.Module, path: str, table: nn.Embedding, rows: Index) -> Rows:
+    """Opens an embedding, and the head that is tied to it: what both have changed is one tensor."""
+    window = Rows(table, rows)
+    tied = [
+        other
+        for other, child in module.named_modules()
+        if child is not table and child._parameters.get("weight") is table.weight
+    ]
+    for other in tied:
+        head = Window(module.get_submodule(other), rows, None)
+        head.change = window.change
+        _replace(module, other, head)
+    _replace(module, path, window)
+    return window
+
+
+def _replace(module: nn.Module, path: str, child: nn.Module) -> None:
+    module.get_submodule(path.rpartition(".")[0]).register_module(path.rpartition(".")[2], child)

@@ -21,8 +21,8 @@ def summary_of_gate(records: Records) -> Record | None:
             total["num_plans"] += 1
             total["num_clients"] += plan["num_clients"] or 0
             if plan["decision"] == REFUSED:
-                told = {key: plan[key] for key in ("width", "loss", "num_clients")}
-                refusals.append({"round": at, **told, **_measure(gate)})
+                told = ("width", "loss", "num_clients", "reason")
+                refusals.append({"round": at, **{key: plan[key] for key in told if key in plan}, **_measure(gate)})
     at, gate = rounds[-1]
     return {"round": at, **_measure(gate), "plans": _plans(gate), "totals": totals, "refusals": refusals}
 
@@ -49,11 +49,19 @@ def incidents(summary: Record | None) -> list[Record]:
         {
             "round": entry["round"],
             "text": f"the transfer gate refused width {text.percent(entry['width'])}"
-            f" ({text.plural(entry['num_clients'] or 0, 'client')}): its loss was {text.number(entry['loss'])},"
-            f" the whole model's {text.number(entry['base_loss'])}, the limit {text.number(entry['limit'])}",
+            f" ({text.plural(entry['num_clients'] or 0, 'client')}): {_why(entry)}",
         }
         for entry in (summary["refusals"] if summary else ())
     ]
+
+
+def _why(entry: Record) -> str:
+    if "reason" in entry:
+        return str(entry["reason"])
+    return (
+        f"its loss was {text.number(entry['loss'])}, the whole model's {text.number(entry['base_loss'])}, "
+        f"the limit {text.number(entry['limit'])}"
+    )
 
 
 def _measure(gate: Mapping[str, object]) -> Record:
@@ -75,4 +83,4 @@ def _plan(plan: Mapping[str, object], base: Number | None) -> Record:
         "above": None if loss is None or base is None else loss - base,
         "decision": decision if isinstance(decision, str) else "unknown",
         "to": finite(plan.get("to")),
-    }
+    } | ({"reason": plan["reason"]} if isinstance(plan.get("reason"), str) else {})

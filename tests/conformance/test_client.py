@@ -25,6 +25,12 @@ def test_it_is_a_client(client):
     assert isinstance(client, Client)
 
 
+def test_what_it_trained_is_of_the_same_axes_whatever_the_examples(client, encoded):
+    found = client.trained_units(encoded)
+    assert found.keys() == client.trained_units([]).keys()
+    assert all(index.tolist() == sorted(set(index.tolist())) for index in found.values())
+
+
 def test_it_learns(client, make_learner, encoded):
     learner = make_learner()
     before = sum(score.nll for score in learner.score(encoded))

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedgen.devices import Device
 from fedgen.stages import Fleet
-from fedgen.types import Device
 from tests.conformance.options import build, disturb, options
 
 FLEETS = {name: build("fleet", name) for name in options("fleet")}

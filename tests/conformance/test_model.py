@@ -152,7 +152,7 @@ def test_every_dimension_of_its_weights_has_an_axis_or_is_never_cut(model):
     for name, tensor in weights.items():
         for dim, size in zip(axes.dims[name], tensor.shape, strict=True):
             assert dim is None or size == axes.units[dim.axis] * dim.span * len(dim.starts), name
-    assert {axis.partition(".")[0] for axis in axes.units} == {"ffn", "kv", "layer", "residual"}
+    assert {axis.partition(".")[0] for axis in axes.units} == {"ffn", "kv", "layer", "residual", "vocab"}
     assert len(axes.closings) == 2 * axes.units["layer"]
 
 

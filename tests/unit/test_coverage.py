@@ -12,6 +12,7 @@ from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.coverage import Coverage, warn_of_gaps
+from fedgen.devices import Device
 from fedgen.errors import ConfigError
 from fedgen.extraction.depth import Depth
 from fedgen.extraction.full import Full as FullExtraction
@@ -23,7 +24,7 @@ from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.learner import Base
 from fedgen.model.tiny import Tiny
-from fedgen.types import Device, Part
+from fedgen.types import Part
 from tests.conformance.grounds import CLIENTS, make_ground
 
 UP, DOWN, QUERY = "mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"

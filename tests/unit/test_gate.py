@@ -274,3 +274,81 @@ def test_a_run_tells_what_the_gate_has_decided(tmp_path):
     ((decision, number, to),) = ((line["decision"], line["clients"], line["to"]) for line in verdict["plans"])
     assert (decision, number) == ("enlarged", 3)
     assert {line["width"] for line in lines if line["kind"] == "client"} == {to}
+
+
+# --- parts without some of the tokens -------------------------------------------------------------------------------
+
+
+def tokens_of(base, texts):
+    """Tokens of some texts with the special ones."""
+    found = [base.tokenizer(text)["input_ids"] for text in texts]
+    return torch.tensor(sorted({*base.protected["vocab"].tolist(), *(token for ids in found for token in ids)}))
+
+
+def with_tokens(gate, kept):
+    """Parts of the clients that have these tokens, and nothing less of anything else."""
+    return {client: Part(0.5, {"vocab": kept}) for client in CLIENTS}
+
+
+def test_examples_that_a_part_cannot_say_are_left_out_of_both_sides_of_the_comparison(base):
+    gate, _, state, _ = gate_for(base, extraction=Static(axes=("vocab",)), gate_margin=100.0)
+    public = DATA.load(SEED).public
+    said = [example for example in public if "4" not in example.text]
+    assert 0 < len(said) < len(public)
+    kept = tokens_of(base, [e.text + e.completion for e in said])
+    assert 4 < len(kept) < 60
+    _, told = gate.admit(with_tokens(gate, kept), state, 1)
+    part = base.part({"vocab": kept})
+    learner = part.learner(part.replica(private=False), {})
+    whole = base.learner(base.replica(private=False), {})
+    both = [[one.score([e])[0] for e in whole.encode(public) if learner.holds(e)] for one in (learner, whole)]
+    assert 0 < len(both[0]) < len(public)
+    num_tokens = sum(score.num_tokens for score in both[0])
+    own, other = (sum(score.nll for score in scores) / num_tokens for scores in both)
+    # Fewer tokens to choose from: it is below the whole, which is measured on the same examples.
+    assert own < other
+    (line,) = told["plans"]
+    assert line["loss"] == pytest.approx(measured(base, Part()) + own - other, rel=1e-5)
+
+
+def test_a_part_that_can_say_nothing_does_not_pass_and_the_reason_is_told(base):
+    gate, _, state, _ = gate_for(base, extraction=Static(axes=("vocab",)), gate_margin=100.0, gate_enlarges=False)
+    silent = with_tokens(gate, tokens_of(base, []))
+    admitted, told = gate.admit({**silent, "cellar": Part()}, state, 1)
+    assert admitted.keys() == {"cellar"}
+    refused = next(line for line in told["plans"] if line["decision"] == "refused")
+    assert refused == {
+        "width": 0.5,
+        "loss": math.inf,
+        "clients": 2,
+        "decision": "refused",
+        "to": None,
+        "reason": "no public example can be said with the tokens that it holds",
+    }
+
+
+def test_a_part_that_can_say_nothing_is_made_larger_until_it_can(base):
+    gate, _, state, _ = gate_for(base, extraction=Static(axes=("vocab",)), gate_margin=100.0)
+    wanted = {client: gate.ground.part(client, 1, 0.05) for client in CLIENTS}
+    admitted, told = gate.admit(wanted, state, 1)
+    assert {line["decision"] for line in told["plans"]} == {"enlarged"}
+    part = admitted["attic"]
+    learner = gate.ground.learner(part, 1, "attic")
+    encoded = base.learner(base.replica(private=False), {}).encode(DATA.load(SEED).public)
+    assert any(learner.holds(e) for e in encoded)
+    narrower = gate.ground.learner(gate.ground.part("attic", 1, part.width / GROWTH), 1, "attic")
+    assert not any(narrower.holds(e) for e in encoded)
+
+
+def test_tokens_are_chosen_by_how_often_they_occur_in_public(base):
+    gate, _, _, _ = gate_for(base, extraction=Importance(axes=("vocab",)), gate_margin=None)
+    counts = torch.zeros(260)
+    for encoded in base.learner(base.replica(private=False), {}).encode(DATA.load(SEED).public):
+        for token in encoded.ids:
+            counts[token] += 1
+    kept = gate.ground.part("attic", 1, 24 / 260).kept["vocab"].tolist()
+    special = base.protected["vocab"].tolist()
+    chosen = [token for token in kept if token not in special]
+    assert len(kept) == 24
+    left = counts[[token for token in range(260) if token not in kept]]
+    assert min(counts[chosen]) >= left.max() > 0

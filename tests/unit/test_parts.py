@@ -1,6 +1,7 @@
 """Which part a client gets, what of it travels and what a device without the checkpoint has to fetch, by hand."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -287,7 +288,9 @@ def test_trained_weights_are_the_payload_and_no_base(base, mode):
 
 
 def test_an_axis_that_is_not_there_is_named_with_those_that_are(base):
-    with pytest.raises(ConfigError, match=r"extraction.axes has rank, which .* they have ffn, kv, layer, residual"):
+    with pytest.raises(
+        ConfigError, match=r"extraction.axes has rank, which .* they have ffn, kv, layer, residual, vocab"
+    ):
         make_ground(base, Full(), extraction=Static(axes=("rank",)))
     make_ground(base, Lora(rank=2), extraction=Static(axes=("rank",)))
 
@@ -296,7 +299,88 @@ def test_scores_are_the_mean_over_batches(base):
     learner = base.learner(base.replica(private=False), {})
     each = [learner.importance(batch) for batch in BATCHES]
     found = scores_of(learner, BATCHES)
-    assert found.keys() == {"ffn.0", "ffn.1", "kv.0", "kv.1", "layer"}
+    assert found.keys() == {"ffn.0", "ffn.1", "kv.0", "kv.1", "layer", "vocab"}
     for axis, scores in found.items():
         assert torch.allclose(scores, (each[0][axis] + each[1][axis]) / 2)
         assert not torch.equal(scores, each[0][axis])
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+WORDS = 256
+"""Tokens of the tiny model that are no special ones; these are the last four."""
+
+SPECIAL = [256, 257, 258, 259]
+
+
+@pytest.mark.parametrize(
+    ("extraction", "round", "others"),
+    [
+        (Static, 3, list(range(126))),
+        (Ordered, 3, list(range(126))),
+        (Rolling, 1, list(range(126))),
+        # It wraps around behind the last token that a part may lack.
+        (Rolling, 250, [*range(249, 256), *range(119)]),
+        (lambda axes: Rolling(axes, phase="striped"), 1, list(range(85, 211))),
+        (Importance, 1, [*range(1, 252, 2)]),
+    ],
+)
+def test_special_tokens_are_in_every_part_and_the_others_are_chosen_as_on_any_axis(base, extraction, round, others):
+    ground = make_ground(base, Full(), extraction=extraction(axes=("vocab",)))
+    assert base.protected["vocab"].tolist() == SPECIAL
+    # Odd ones first, and the special ones, which nobody has to choose, worst.
+    scores = torch.tensor([float(token % 2) for token in range(WORDS)] + [-1.0] * 4)
+    ground = dataclasses.replace(ground, scores={"vocab": scores} if extraction is Importance else None)
+    part = ground.part("barn", round, 0.5)
+    assert listed(part.kept) == {"vocab": [*sorted(others), *SPECIAL]}
+    assert len(part.kept["vocab"]) == units_of(0.5, 260)
+
+
+@pytest.mark.parametrize("extraction", [Static, Ordered, Rolling, Random, Importance, Anchored])
+@given(data=st.data())
+def test_a_part_has_as_many_tokens_as_its_width_says_or_the_protected_ones(base, extraction, data):
+    ground = make_ground_once(base, extraction)
+    width, round = data.draw(st.floats(0.001, 0.999)), data.draw(st.integers(1, 9))
+    client = data.draw(st.sampled_from(CLIENTS))
+    kept = ground.part(client, round, width).kept.get("vocab", torch.arange(260)).tolist()
+    assert kept == sorted(set(kept))
+    assert set(SPECIAL) <= set(kept) <= set(range(260))
+    assert len(kept) == max(units_of(width, 260), len(SPECIAL))
+
+
+@functools.cache
+def make_ground_once(base, extraction):
+    scores = torch.rand(260, generator=torch.Generator().manual_seed(0))
+    ground = make_ground(base, Full(), extraction=extraction(axes=("vocab",)))
+    return dataclasses.replace(ground, scores={"vocab": scores})
+
+
+def test_a_width_of_fewer_tokens_than_the_protected_ones_keeps_these(base):
+    for extraction in (Static, Random, Rolling):
+        ground = make_ground(base, Full(), extraction=extraction(axes=("vocab",)))
+        for width in (0.001, 4 / 260):
+            assert listed(ground.part("attic", 1, width).kept) == {"vocab": SPECIAL}
+        assert len(ground.part("attic", 1, 5 / 260).kept["vocab"]) == 5
+
+
+def test_rows_of_embedding_and_head_travel_and_are_fetched_as_other_slices(base):
+    full = make_ground(base, Full(), extraction=Static(axes=("vocab",)))
+    part = full.part("attic", 1, 0.5)
+    assert tree.extent(base.weights["model.embed_tokens.weight"], full.sent(part)["model.embed_tokens.weight"]) == [
+        130,
+        16,
+    ]
+    assert {n for n, kept in full.returned(part, 1).items() if any(i is not None for i in kept)} == {
+        "model.embed_tokens.weight"
+    }
+    lora = make_ground(base, Lora(rank=2), extraction=Static(axes=("vocab",)))
+    assert tree.is_whole(lora.sent(part))
+    assert lora.base_bytes(part, None) == WHOLE_BYTES - 4 * 130 * 16
+    assert lora.base_bytes(Part(), part) == 4 * 130 * 16
+
+
+def test_steps_of_ordered_dropout_have_all_tokens_that_the_client_holds(base):
+    ground = make_ground(base, Full(), extraction=Ordered(axes=("ffn", "vocab"), widths=(0.25, 0.5)))
+    learner = ground.learner(ground.part("attic", 1, 0.5), 1, "attic")
+    assert {drawn.refresh().module.model.layers[0].mlp.up_proj.out_features for drawn in learner.drawn} == {2, 4}
+    assert {drawn.learner.module.get_input_embeddings().num_embeddings for drawn in learner.drawn} == {130}

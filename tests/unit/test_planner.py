@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from fedgen import tree
 from fedgen.adapter.lora import Lora
+from fedgen.bases import Bases
 from fedgen.client.first_order import FirstOrder
 from fedgen.client.zeroth_order import ZerothOrder
 from fedgen.data.synthetic import Synthetic
+from fedgen.devices import Device, Rung
 from fedgen.extraction.full import Full
 from fedgen.extraction.rolling import Rolling
 from fedgen.gate import prepare
 from fedgen.model.tiny import Tiny
-from fedgen.parts import Bases
 from fedgen.planner import MARGIN, planner_of
-from fedgen.types import Device, Rung
 from fedgen.workers import Workers
 from tests.conformance.grounds import CLIENTS, make_ground
 

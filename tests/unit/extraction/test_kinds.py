@@ -14,7 +14,7 @@ OPTIONS = [Anchored, Importance, Ordered, Random, Rolling, Static]
 @pytest.mark.parametrize("option", OPTIONS)
 def test_feed_forward_width_and_heads_are_cut_unless_others_are_named(option):
     assert option().axes == ("ffn", "kv")
-    assert option(axes=KINDS).axes == ("ffn", "kv", "residual", "rank")
+    assert option(axes=KINDS).axes == ("ffn", "kv", "residual", "rank", "vocab")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -23,8 +23,8 @@ def test_feed_forward_width_and_heads_are_cut_unless_others_are_named(option):
     [
         (("ffn", "head_dim"), r"axes has 'head_dim', which is not cut: rotary embeddings pair positions .* use kv"),
         (("layer",), "axes has 'layer', which is not cut: .* use extraction=depth"),
-        (("heads",), "axes has 'heads'; it must be some of ffn, kv, residual, rank"),
-        ((), "axes is empty; name some of ffn, kv, residual, rank, or use extraction=full"),
+        (("heads",), "axes has 'heads'; it must be some of ffn, kv, residual, rank, vocab"),
+        ((), "axes is empty; name some of ffn, kv, residual, rank, vocab, or use extraction=full"),
         (("ffn", "ffn"), r"axes is \['ffn', 'ffn'\]; each kind is to be named once"),
     ],
 )

@@ -153,6 +153,9 @@ class Troubled:
     trouble: str = "nan"
     compares_losses: bool = False
 
+    def trained_units(self, examples):
+        return {}
+
     def train(self, learner, examples, progress, generator):
         trained = FirstOrder(num_steps=1, batch_size=4).train(learner, examples, progress, generator)
         if generator.initial_seed() % 2:

@@ -254,7 +254,7 @@ def test_the_trained_parts_are_exported_as_an_adapter_that_peft_reads(tmp_path):
 
 
 def test_a_window_on_what_has_none_is_refused_when_the_experiment_is_built():
-    with pytest.raises(ValueError, match=r"extraction\.axes has residual.*ffn and kv"):
+    with pytest.raises(ValueError, match=r"extraction\.axes has residual.*ffn, kv and vocab"):
         dataclasses.replace(
             PARTS, extraction=Static(axes=("residual",)), extraction_mode="window", adapter=FullAdapter()
         )

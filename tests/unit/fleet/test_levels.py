@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from fedgen.devices import Device
 from fedgen.fleet.levels import Levels
-from fedgen.types import Device
 
 REAL_WORLD = (6.0, 10.0, 11.0, 18.0, 55.0)
 

@@ -1,7 +1,7 @@
 import pytest
 
+from fedgen.devices import Device
 from fedgen.fleet.uniform import Uniform
-from fedgen.types import Device
 
 
 def test_all_devices_are_alike():

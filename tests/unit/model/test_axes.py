@@ -18,6 +18,7 @@ from tests.unit.model.families import (
     HEAD,
     IDS,
     LAYERS,
+    VOCAB,
     gpt2,
     kept_of,
     llama,
@@ -27,7 +28,7 @@ from tests.unit.model.families import (
     some_of,
 )
 
-RESIDUAL, F, K = Dim("residual"), Dim("ffn.1"), Dim("kv.1", HEAD)
+RESIDUAL, VOCABULARY, F, K = Dim("residual"), Dim("vocab"), Dim("ffn.1"), Dim("kv.1", HEAD)
 
 LLAMA = {
     "model.layers.1.input_layernorm.weight": (RESIDUAL,),
@@ -37,7 +38,7 @@ LLAMA = {
     "model.layers.1.mlp.gate_proj.weight": (F, RESIDUAL),
     "model.layers.1.mlp.up_proj.weight": (F, RESIDUAL),
     "model.layers.1.mlp.down_proj.weight": (RESIDUAL, F),
-    "model.embed_tokens.weight": (None, RESIDUAL),
+    "model.embed_tokens.weight": (VOCABULARY, RESIDUAL),
     "model.norm.weight": (RESIDUAL,),
 }
 """What the families that follow Llama have in common, of the second layer and around the layers."""
@@ -52,11 +53,11 @@ def queries(num_heads):
     }
 
 
-OWN_HEAD = {"lm_head.weight": (None, RESIDUAL)}
+OWN_HEAD = {"lm_head.weight": (VOCABULARY, RESIDUAL)}
 
 FUSED = Dim("kv.1", HEAD, (0, 12, 24))
 GPT2 = {
-    "transformer.wte.weight": (None, RESIDUAL),
+    "transformer.wte.weight": (VOCABULARY, RESIDUAL),
     "transformer.wpe.weight": (None, RESIDUAL),
     "transformer.ln_f.weight": (RESIDUAL,),
     "transformer.ln_f.bias": (RESIDUAL,),
@@ -108,7 +109,7 @@ def test_dimensions_are_named_as_by_hand(make, expected, residual, groups):
     assert second == expected
     assert axes.dims.keys() == dict(module.named_parameters()).keys()
     inner = {f"{kind}.{n}": size for n in range(LAYERS) for kind, size in (("ffn", FFN), ("kv", groups))}
-    assert axes.units == {"layer": LAYERS, "residual": residual, **inner}
+    assert axes.units == {"layer": LAYERS, "residual": residual, "vocab": VOCAB, **inner}
 
 
 def test_weights_of_a_layer_are_members_of_it():

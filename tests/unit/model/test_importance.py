@@ -9,7 +9,7 @@ from fedgen.adapter.lora import Lora
 from fedgen.model.importance import measure_importance
 from fedgen.model.shared import TextBase
 from fedgen.types import Encoded
-from tests.unit.model.families import FAMILIES, FFN, HEAD, IDS, LAYERS, llama
+from tests.unit.model.families import FAMILIES, FFN, HEAD, IDS, LAYERS, VOCAB, llama
 
 # No two of them begin alike, so that each token is in the packed rows once for each example.
 BATCH = [Encoded((7, 3, 9, 27, 5), 2), Encoded((2, 3, 11, 4), 3), Encoded((1, 2, 3, 4, 5, 6, 7), 1)]
@@ -86,6 +86,13 @@ def same(scores, wanted):
 def test_scores_are_those_of_a_plain_computation(name):
     module = FAMILIES[name].make()
     scores = learner_of(module).importance(BATCH)
+    counts = scores.pop("vocab")
+    assert counts.dtype == torch.float32
+    assert len(counts) == VOCAB
+    # 7 is in two of the rows, 3 in all; prompts count as answers do.
+    assert {n: count for n, count in enumerate(counts.tolist()) if count} == (
+        {1: 1, 2: 2, 3: 3, 4: 2, 5: 2, 6: 1, 7: 2, 9: 1, 11: 1, 27: 1}
+    )
     same(scores, scores_by_hand(name, module, [encoded.ids for encoded in BATCH]))
     assert len(scores) == 1 + 2 * LAYERS
     # They tell units apart.
@@ -108,6 +115,8 @@ def test_a_common_beginning_counts_once():
     batch = [Encoded((7, 3, 9, 27, 5), 3), Encoded((7, 3, 9, 11), 3)]
     # Both begin with 7, 3; the second 3 is no token of its own.
     scores = learner_of(module).importance(batch)
+    # How often a token occurs is another matter.
+    assert scores.pop("vocab")[[7, 3, 9, 27]].tolist() == [2, 2, 2, 1]
     first, second = (scores_by_hand("llama", module, [encoded.ids]) for encoded in batch)
     beginning = scores_by_hand("llama", module, [(7, 3)])
     wanted = {

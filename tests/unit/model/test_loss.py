@@ -28,6 +28,22 @@ def test_value_and_gradients_equal_those_of_torch(case, head_trains):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_change_to_some_rows_of_a_frozen_head_is_a_head_with_that_change(case):
+    hidden, head, targets = case
+    head, rows = head.detach(), torch.tensor([0, 3, 4, 17, 39])
+    added = torch.randn(5, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    logits = hidden @ head.index_add(0, rows, added).T
+    expected, ours = cross_entropy(logits, targets), mean_loss(hidden, head, targets, (rows, added))
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(3 * loss, [hidden, added]) for loss in (ours, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    losses, right = token_losses(hidden, head, targets, (rows, added))
+    assert torch.allclose(losses, cross_entropy(logits, targets, reduction="none"), atol=1e-5)
+    assert torch.equal(right, logits.argmax(1) == targets)
+    assert not torch.equal(right, token_losses(hidden, head, targets)[1])
+
+
 def test_bfloat16_head_stays_close(case):
     hidden, head, targets = (t.detach() for t in case)
     exact = cross_entropy(hidden @ head.T, targets).item()

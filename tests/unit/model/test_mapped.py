@@ -52,10 +52,14 @@ KINDS = ("tied", "untied", "in pieces", "untied in pieces", "two kinds of layers
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_part_read_from_the_file_is_the_part_of_the_whole(folders, kind, dtype):
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_a_part_read_from_the_file_is_the_part_of_the_whole(folders, kind, dtype, with_tokens):
     option = CausalLM(source=str(folders[kind]), dtype=dtype)
     family = FAMILIES["gpt2" if "fused" in kind else "qwen2" if "kinds" in kind else "llama"]
     kept = unequal(family)
+    if with_tokens:
+        # All of the batch and of the prompt are among them.
+        kept["vocab"] = torch.tensor([token for token in range(260) if token % 8 != 6])
     read, cut = option.load(0, kept), option.load(0).part(kept)
     assert read.weights.keys() == cut.weights.keys()
     for name, tensor in cut.weights.items():
@@ -69,6 +73,8 @@ def test_a_part_read_from_the_file_is_the_part_of_the_whole(folders, kind, dtype
     head, embedding = read.module.get_output_embeddings(), read.module.get_input_embeddings()
     assert (head.weight is embedding.weight) == tied
     assert read.fingerprint == cut.fingerprint
+    assert read.tokens is kept.get("vocab")
+    assert cut.tokens is kept.get("vocab")
     assert read.max_length == cut.max_length
     assert type(read.module) is type(cut.module)
     assert read.module.config.to_dict() == cut.module.config.to_dict()

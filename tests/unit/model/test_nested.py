@@ -238,7 +238,8 @@ def test_all_else_is_that_of_the_widest():
     batch = [Encoded((1, 2, 3, 4), 2), Encoded((9, 8, 7), 1)]
     assert nested.score(batch) == alone.score(batch)
     assert nested.generate("lamp", 4) == alone.generate("lamp", 4)
-    assert nested.importance(batch).keys() == {"layer", "ffn.0", "ffn.1", "kv.0", "kv.1"}
+    assert nested.importance(batch).keys() == {"layer", "ffn.0", "ffn.1", "kv.0", "kv.1", "vocab"}
+    assert nested.holds(batch[0])
     assert nested.encode([]) == []
     assert all(torch.equal(tensor, alone.state()[name]) for name, tensor in nested.state().items())
 

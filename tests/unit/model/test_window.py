@@ -10,11 +10,13 @@ from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.errors import ModelError
 from fedgen.model.shared import TextBase
-from fedgen.model.window import Window
+from fedgen.model.window import Rows, Window
 from fedgen.types import Encoded
 from tests.unit.model.families import FAMILIES, IDS, gpt2, llama, unequal
 
 BATCH = [Encoded((7, 3, 9, 27, 5), 2), Encoded((7, 3, 11, 4), 3), Encoded((1, 2, 3, 4, 5, 6, 7), 1)]
+TOKENS = torch.tensor([3, 4, 5, 7, 8, 28])
+"""Some of them in the batch, and some that are not."""
 OUTPUTS, INPUTS = torch.tensor([0, 2]), torch.tensor([1, 3, 4])
 
 
@@ -47,7 +49,8 @@ CASES = [
 
 
 def kept_for(family, adapter):
-    return unequal(FAMILIES[family]) | ({} if adapter.trains_base else {"rank": torch.tensor([0, 2, 3])})
+    others = {"vocab": TOKENS} if adapter.trains_base else {"rank": torch.tensor([0, 2, 3])}
+    return unequal(FAMILIES[family]) | others
 
 
 # --- one projection, by hand --------------------------------------------------------------------------------------
@@ -144,6 +147,50 @@ def test_after_a_step_the_model_is_the_whole_with_the_change_pasted_in(family, a
     assert windowed.loss(BATCH).item() == pytest.approx(whole.loss(BATCH).item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_of_a_softmax_over_some_tokens_the_rows_of_the_window_are_trained_as_well(family):
+    whole, windowed, plan = learners(FAMILIES[family].make(), Full(), kept_for(family, Full()))
+    among = torch.tensor([2, 3, 4, 5, 6, 7, 9, 11, 27])
+    change = {name: torch.zeros_like(p) for name, p in windowed.parameters().items()}
+    for name, parameter in windowed.parameters().items():
+        if plan[name][0] is not None and torch.equal(plan[name][0], TOKENS):
+            change[name] = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+            parameter.data += change[name]
+    state = whole.state()
+    tree.paste(plan, change, state)
+    whole.load(state)
+    losses = [learner.loss(BATCH, among) for learner in (whole, windowed)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    for loss in losses:
+        loss.backward()
+    wanted = tree.cut({name: p.grad for name, p in whole.parameters().items()}, plan)
+    for name, gradient in wanted.items():
+        assert torch.allclose(windowed.parameters()[name].grad, gradient, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_of_a_tied_head_and_its_embedding_there_is_one_window(make):
+    _, windowed, _ = learners(make(), Full(), {"vocab": TOKENS})
+    plain = windowed.plain()
+    rows, head = plain.get_input_embeddings(), plain.get_output_embeddings()
+    assert isinstance(rows, Rows)
+    assert isinstance(head, Window)
+    assert head.change is rows.change
+    assert head.weight is rows.weight
+    assert rows.change.shape == (len(TOKENS), rows.weight.shape[1])
+
+
+def test_the_token_that_fills_gaps_is_looked_up_and_not_learned_from():
+    table = nn.Embedding(6, 2, padding_idx=3)
+    rows = Rows(table, torch.tensor([1, 3]))
+    rows.change.data = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
+    ids = torch.tensor([[0, 1, 3]])
+    assert torch.equal(rows(ids), table(ids) + torch.tensor([[[0.0, 0.0], [10.0, 20.0], [0.0, 0.0]]]))
+    rows(ids).sum().backward()
+    assert rows.change.grad.tolist() == [[1, 1], [0, 0]]
+    assert table.weight.grad is None
+
+
 @pytest.mark.parametrize("adapter", [Full(), Lora(rank=4)])
 def test_a_state_of_the_whole_is_loaded_beneath_the_windows(adapter):
     whole, windowed, _ = learners(gpt2(), adapter, unequal(FAMILIES["gpt2"]))
@@ -180,5 +227,7 @@ def test_what_is_no_projection_is_refused(name, kind):
     replica = Full().attach(base.replica(private=True))
     plan = tree.plan_of(base.axes, {"residual": torch.tensor([0, 1])})
     said = rf"{name.removesuffix('.weight')} is a {kind}, of which no window can be trained; with"
-    with pytest.raises(ModelError, match=rf"{said} extraction_mode=window, extraction\.axes may hold ffn and kv"):
+    with pytest.raises(
+        ModelError, match=rf"{said} extraction_mode=window, extraction\.axes may hold ffn, kv and vocab"
+    ):
         base.learner(replica, Full().parameters(replica), {name: plan[name]})

@@ -50,6 +50,13 @@ def test_in_words():
     assert said.endswith("Over the whole run: 1 plan enlarged (2 turns) and 2 plans refused (4 turns).")
 
 
+def test_a_part_without_a_loss_has_a_reason_for_that():
+    silent = {**plan(0.25, None, 1, "refused"), "reason": "it can say nothing"}
+    summary = gate.summary_of_gate(run({**FIRST, "plans": [silent]}))
+    assert summary["plans"][0]["reason"] == summary["refusals"][0]["reason"] == "it can say nothing"
+    assert gate.incidents(summary)[0]["text"] == ("the transfer gate refused width 25 % (1 client): it can say nothing")
+
+
 @pytest.mark.parametrize("said", [None, 3, [], "open"])
 def test_no_gate_is_nothing(said):
     assert gate.summary_of_gate(run(said)) is None
