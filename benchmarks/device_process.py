@@ -90,6 +90,9 @@ def import_and_build(config: dict[str, object]) -> "Experiment":
     """The experiment, which costs its imports alone, after all other modules that loading and training use."""
     import importlib
 
+    from fedgen import lean
+
+    lean.slim_down()
     for name in MODULES:
         importlib.import_module(name)
     import torch

@@ -1,25 +1,21 @@
-"""A process with less in it: what training on a device never uses is not imported.
+"""A process with less in it: what training on a device never uses is not imported, and what is freed is given back.
 
 Stock transformers imports whatever it could ever need: the parts of torch that spread a model over machines, the
-compiler, and scipy if that happens to be installed. On a device that is to train within 450 MB, 110 MB of it are too
-much. Here each looks as it does where it is absent, or as long as nobody needs it; the rest is stock, and numbers are
-equal to the bit.
+compiler, and scipy if that happens to be installed. That is 110 MB, on a device where training needs 450. Here each of
+them looks as it does where it is absent, or stands by until somebody needs it; everything else is stock, and numbers
+are equal to the bit.
 
 What is left out stays out until the process ends. So this is for a process that does nothing but train, and it is
 asked for by its first line, never by an import.
 """
 
-import functools
+import ctypes
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 ABSENT = {
     "scipy": "36 MB: transformers matches the boxes of object detectors with it",
@@ -28,74 +24,119 @@ ABSENT = {
 }
 """Optional packages that look as if they were not installed, and why they are not missed."""
 
-COMPILER = "torch._dynamo"
+LARGE_BYTES = 2**20
+"""Tensors from this size on are freed at once. Below it, giving them back and asking anew costs more than it saves."""
 
 
-def leave_out() -> None:
-    """Leaves out what training on a device does not use. Once, and before transformers is imported."""
+def slim_down() -> None:
+    """Keeps memory for what training on a device uses. Once, and before transformers is imported."""
     assert "transformers" not in sys.modules, "what has been imported cannot be left out any more"
     import torch
 
     # To Python, None is a module that is known to be missing.
-    sys.modules.update(dict.fromkeys(ABSENT))
-    # 44 MB: tensors spread over machines, and sympy for their shapes. As in a torch that was built without them.
+    for name in ABSENT:
+        sys.modules[name] = None  # type: ignore[assignment]
+    # 8 MB: tensors spread over machines. As in a torch that was built without them.
     torch.distributed.is_available = lambda: False
-    # 26 MB: optimisers and transformers mark functions that the compiler must let alone.
-    spec = importlib.util.find_spec(COMPILER)
-    assert spec is not None, "torch comes with its compiler"
-    assert COMPILER not in sys.modules, "what has been imported cannot be left out any more"
-    stand_in = _Uncompiled(spec)
-    sys.modules[COMPILER] = stand_in
-    torch._dynamo = stand_in  # type: ignore[assignment]
-    torch.nn.init.normal_ = _unless_on_meta(torch.nn.init.normal_)
+    # 26 MB: the compiler. Optimisers and transformers mark functions for it; where it is not, marks mean nothing.
+    marks = {"allow_in_graph": _same, "assume_constant_result": _same, "disable": _disable, "graph_break": _nothing}
+    _Standby("torch._dynamo", marks, ("config",)).take_place()
+    # 34 MB: sizes that are expressions. Models are made on the meta device before their weights are loaded, and its
+    # kernels ask of every number whether it is one. None is as long as sympy, of which it would consist, stands by.
+    _Standby("torch.fx.experimental.symbolic_shapes", _answers_for_numbers()).take_place()
+    _Standby("sympy", {"Basic": type("Basic", (), {})}).take_place()
+    _give_back_what_is_free()
 
 
-class _Uncompiled(ModuleType):
-    """Torch's compiler as long as nothing is compiled: marks on functions mean nothing then.
+class _Standby(ModuleType):
+    """Stands for a module until it is asked for more than is known without it; then becomes it, at its price in memory.
 
-    Whoever asks for anything else of it gets the real one, with its price in memory.
+    Args:
+        name: of the module.
+        known: what it has, as far as it is needed.
+        parts: modules inside it that can be imported by themselves.
     """
 
-    def __init__(self, spec: ModuleSpec) -> None:
-        super().__init__(spec.name)
-        self.__spec__ = spec
-        self.__file__ = spec.origin
-        # Modules inside it can be imported by themselves, and one is.
-        self.__path__ = list(spec.submodule_search_locations or ())
+    def __init__(self, name: str, known: Mapping[str, Any], parts: tuple[str, ...] = ()) -> None:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, f"torch comes with {name}"
+        super().__init__(name)
+        self.__spec__, self.__file__, self._parts = spec, spec.origin, parts
+        if spec.submodule_search_locations is not None:
+            self.__path__ = list(spec.submodule_search_locations)
+        vars(self).update(known)
 
-    def disable(
-        self, fn: Callable[..., Any] | None = None, recursive: bool = True, *, reason: str = "", wrapping: bool = True
-    ) -> Callable[..., Any]:
-        """The function as it is, or what gives it back."""
-        return (lambda function: function) if fn is None else fn
-
-    def allow_in_graph(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as it is."""
-        return fn
-
-    def assume_constant_result(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as it is."""
-        return fn
-
-    def graph_break(self, msg: str = "") -> None:
-        """Nothing: there is no graph to break."""
+    def take_place(self) -> None:
+        """Is what an import finds from now on."""
+        name = self.__name__
+        assert name not in sys.modules, f"{name} has been imported and cannot be left out any more"
+        sys.modules[name] = self
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, self)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the real one has
         if name.startswith("__"):
-            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
-        if sys.modules.get(COMPILER) is self:
-            del sys.modules[COMPILER]
-        return getattr(importlib.import_module(COMPILER), name)
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if name in self._parts:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        try:
+            real = importlib.import_module(self.__name__)
+        except ImportError as error:
+            # Modules that import each other do so only in the order that they are used to.
+            sys.modules[self.__name__] = self
+            raise ImportError(
+                f"{self.__name__}.{name} is not to be had in a process that fedgen.lean has slimmed down ({error}); "
+                "use a process that is not"
+            ) from error
+        # Whoever imported this one goes on using it.
+        vars(self).update(vars(real))
+        return getattr(real, name)
 
 
-def _unless_on_meta(draw: Callable[..., "Tensor"]) -> Callable[..., "Tensor"]:
-    """What draws numbers into a tensor, or leaves one without memory as it is.
+def _give_back_what_is_free() -> None:
+    """Has the allocator return large blocks to the system, where it is glibc's.
 
-    Models are made on the meta device before their weights are loaded; torch imports sympy to draw into those, 32 MB.
+    It would learn from the first large block that is freed to keep all smaller ones for later. Holes between those cost
+    20 to 50 MB at the peak, another number in every run, and nearly 200 MB between rounds.
     """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    threshold_of_mmap = -3
+    mallopt(threshold_of_mmap, LARGE_BYTES)
 
-    @functools.wraps(draw)
-    def drawn(tensor: "Tensor", *rest: Any, **named: Any) -> "Tensor":
-        return tensor if tensor.is_meta else draw(tensor, *rest, **named)
 
-    return drawn
+def _answers_for_numbers() -> dict[str, Callable[..., Any]]:
+    """What torch's functions about expressions say of plain numbers and conditions."""
+    plain = ("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "guarding_hint_or_throw")
+    return {
+        **dict.fromkeys((*plain, "statically_known_true"), _itself),
+        "has_guarding_hint": lambda a: True,
+        "is_nested_int": lambda s: False,
+        "sym_and": lambda *conditions: all(conditions),
+        "sym_or": lambda *conditions: any(conditions),
+        "sym_eq": lambda x, y: list(x) == list(y) if isinstance(x, tuple | list) else x == y,
+    }
+
+
+def _itself(a: int, skip: int = 0) -> int:
+    assert isinstance(a, int), f"{a!r} is no plain number and no plain condition"
+    return a
+
+
+def _same(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def _disable(
+    fn: Callable[..., Any] | None = None, recursive: bool = True, *, reason: str = "", wrapping: bool = True
+) -> Callable[..., Any]:
+    return _same if fn is None else fn
+
+
+def _nothing(msg: str = "") -> None:
+    pass
