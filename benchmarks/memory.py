@@ -69,7 +69,7 @@ def measure(
         outcome: `fits`; `refused`, if the process said that it has too little memory, or stopped for another reason
         that stands in `message`; `killed`, if a signal ended it or it had more than the cap. Unless it ended early,
         everything that `device_process.carry_out` tells as well, `above_mb`, the peak above the imports, and
-        `maxrss_mb`, the peak of its whole life as its parent learns it.
+        `maxrss_mb`, the peak of its whole life as its parent learns it, or the parent's own if that is higher.
 
     Raises:
         ConfigError: the overrides fit nothing.
