@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedgen.parts import Ground
+from fedgen.parts import Ground, narrowed
 from fedgen.types import Kept, Part, Record
 
 NUM_STRETCHES = 32

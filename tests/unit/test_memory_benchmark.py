@@ -1,0 +1,100 @@
+"""What ``fedgen benchmark memory`` measures, on the tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedgen.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+TINY = ["model=tiny", "adapter=lora", "client.batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def told():
+    from memory import measure
+
+    return measure(TINY, sequence=64, steps=3)
+
+
+def test_a_device_trains_and_tells_what_it_had(told):
+    assert told["outcome"] == "fits"
+    # A over the width of what it adapts, B over its outputs: q, k, v, o, gate, up, down of the upper two layers.
+    widths = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 192), (64, 192), (192, 64)]
+    assert told["num_trained"] == 2 * sum(8 * (inputs + outputs) for inputs, outputs in widths)
+    assert told["loss_end"] < told["loss_start"]
+    assert told["step_s"] > 0
+
+
+def test_its_peak_is_above_its_imports(told):
+    from memory import IMPORT_BOUND_MB
+
+    assert 100 < told["import_mb"] < told["loaded_mb"] <= told["peak_mb"]
+    assert told["import_mb"] <= IMPORT_BOUND_MB
+    assert told["above_mb"] == told["peak_mb"] - told["import_mb"]
+
+
+def test_a_small_parent_sees_the_same_peak():
+    """A parent that has had more itself hands its own maximum on, so this one has done nothing else."""
+    script = "import json, memory, sys; print(json.dumps(memory.measure(sys.argv[1:], sequence=64, steps=1)))"
+    command = [sys.executable, "-c", script, *TINY]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT)))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["maxrss_mb"] == pytest.approx(told["peak_mb"], rel=0.01)
+
+
+def test_nothing_but_its_imports_is_imported(told):
+    """A package that came with loading or training would be counted as memory of these."""
+    assert all(name.startswith("torch.") for name in told["late_modules"]), told["late_modules"]
+    assert len(told["late_modules"]) <= 3
+
+
+def test_more_tokens_need_more_memory(told):
+    from memory import measure
+
+    longer = measure([*TINY, "model.max_length=2048"], sequence=2048, steps=1)
+    # One matrix of attention scores of one example, 4 heads, fp32, is 64 MB.
+    assert longer["peak_mb"] > told["peak_mb"] + 64
+
+
+def test_what_cannot_fit_is_said_to_be_refused(told):
+    from memory import measure
+
+    cap = round(told["import_mb"]) + 60
+    assert measure(TINY, sequence=64, steps=1, cap_mb=round(told["peak_mb"]) + 200)["outcome"] == "fits"
+    longer = measure([*TINY, "model.max_length=2048"], sequence=2048, steps=1, cap_mb=cap)
+    assert longer["outcome"] == "refused"
+    assert "emory" in longer["message"]
+
+
+def test_a_configuration_that_is_wrong_is_the_callers_mistake():
+    from memory import measure
+
+    with pytest.raises(ConfigError, match="tinny"):
+        measure(["model=tinny"])
+
+
+def test_bounds_decide_the_exit_code(monkeypatch, capsys):
+    import memory
+
+    monkeypatch.setattr(memory, "measure", lambda overrides, sequence: {"import_mb": 290.4, "above_mb": 451.0})
+    monkeypatch.setattr(memory, "CASES", (memory.Case("bf16", [], 450), memory.Case("4-bit", [], 500)))
+    assert memory.main(as_json=True) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert [figure["holds"] for figure in printed.values()] == [True, False, True]
+    assert printed["imports of a device"] == {"value": 290.4, "bound": 300.0, "holds": True}
+
+
+def test_a_process_that_ended_early_holds_no_bound(monkeypatch, capsys):
+    import memory
+
+    monkeypatch.setattr(memory, "measure", lambda overrides, sequence: {"outcome": "killed", "message": "SIGKILL"})
+    assert memory.main(as_json=False) == 1
+    assert "killed, SIGKILL" in capsys.readouterr().out
