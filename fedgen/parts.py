@@ -44,8 +44,15 @@ class Ground:
         """Whether any client may get less than the whole."""
         return bool(self.experiment.extraction.axes)
 
-    def part(self, client: str, round: int, width: float) -> Part:
-        """What a client of some width gets in a round; all of the model from an extraction that cuts nothing."""
+    def part(self, client: str, round: int, width: float, missed: int = 0) -> Part:
+        """What a client of some width gets in a round; all of the model from an extraction that cuts nothing.
+
+        Args:
+            client: its name.
+            round: counted from 1.
+            width: share of the units of every cut axis.
+            missed: earlier rounds in which it was still at work.
+        """
         if not self.makes_parts:
             return Part()
         extraction, kept, place = self.experiment.extraction, Kept(), self.clients.index(client)
@@ -54,10 +61,12 @@ class Ground:
             if axis.partition(".")[0] in extraction.axes and num_kept < units:
                 scores = None if self.scores is None else self.scores.get(axis)
                 seed, among = self.experiment.seed, len(self.clients)
-                index = extraction.keep(Choice(axis, units, num_kept, round, client, place, among, seed, scores))
+                index = extraction.keep(
+                    Choice(axis, units, num_kept, round, client, place, among, seed, scores, missed)
+                )
                 if len(index) < units:
                     kept[axis] = index
-        return Part(width, kept)
+        return Part(width, kept, missed)
 
     def sent(self, part: Part) -> Plan:
         """What goes to the client: its part of the state, or all of it for a window."""
@@ -105,7 +114,7 @@ class Ground:
         axes = self.experiment.adapter.axes(state, part_axes)
         plans = []
         for width in steps.widths:
-            kept = self.part(client, round, width).kept
+            kept = self.part(client, round, width, part.missed).kept
             # Units of the part, not of the whole: where each kept one stands among those that the client holds.
             local = {a: torch.searchsorted(part.kept[a], i) if a in part.kept else i for a, i in kept.items()}
             plans.append((tree.plan_of(part_axes, local), tree.plan_of(axes, local)))

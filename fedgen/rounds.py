@@ -17,6 +17,7 @@ from fedgen.errors import RunError
 from fedgen.experiment import Experiment
 from fedgen.gate import Gate
 from fedgen.journal import Journal, read
+from fedgen.late import FACT, Late, left, lines_of
 from fedgen.learner import Learner
 from fedgen.measure import converse, evaluate
 from fedgen.messages import Payload, Request
@@ -87,12 +88,12 @@ def serve(server: Server) -> None:
             journal.write([_round_zero(server, initial)])
             checkpoint.save(folder, found, identity=identity)
         else:
-            coverage.replay(read(server.run.metrics_file))
+            coverage.replay(read(server.run.metrics_file), lines_of(found))
         while found.round < experiment.num_rounds:
             found, lines = play(server, found, coverage)
             # Journal first: lines beyond the newest checkpoint are dropped on resume, lost lines cannot be made again.
             journal.write(lines)
-            checkpoint.save(folder, found, identity=identity)
+            found = found.within(checkpoint.save(folder, found, identity=identity))
         _finish(server, journal, initial, found)
 
 
@@ -100,34 +101,39 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    devices = _devices(server, round)
-    cohort = experiment.cohort(sorted(devices), round)
-    wanted = {client: server.ground.part(client, round, devices[client].width) for client in cohort}
+    devices, late = _devices(server, round), Late(before, server.run.checkpoints)
+    cohort = experiment.cohort(sorted(devices.keys() - late.busy), round)
+    wanted = {c: server.ground.part(c, round, devices[c].width, coverage.missed[c]) for c in cohort}
     parts, verdict = server.gate.admit(wanted, state, round)
-    server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts)})
-    replies = Replies(server.ground, state, round, parts, coverage, server.run.path)
+    delayed = [client for client in sorted(parts) if devices[client].delay]
+    due = [line["client"] for line, _ in late.due]
+    server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts), "late": delayed, "due": due})
+    replies = Replies(server.ground, state, round, parts, coverage, server.run.path, late)
+    replies.take_due(server.observe)
     server.transport.send(_requests(server, state, round, _Dispatch(parts, devices, coverage, replies.sent)))
     for reply in server.transport.receive():
         replies.take(reply, server.observe)
     replies.close()
     applied = time.perf_counter()
     state, central = experiment.aggregation.apply(state, before.server, replies.total)
+    on_their_way, attached = late.close()
+    last = round == experiment.num_rounds
     warnings = [*replies.warnings, *_left_out(round, replies.lines)]
+    warnings += [records.warning(round, left(late.lines))] if last and late.lines else []
     for warning in warnings:
         server.observe(warning)
-    summary = records.round(experiment, round, replies.lines)
+    summary = records.round(experiment, round, replies.lines) | {"num_pending": len(late.lines)}
     summary |= {"coverage": coverage.end_round()} | ({"gate": verdict} if verdict else {})
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
-    last = round == experiment.num_rounds
     if last or round % experiment.evaluate_every == 0:
         _measure(server, state, summary, whole=last)
     summary["seconds"]["total"] = time.perf_counter() - began
     server.observe(summary)
-    idle = 0 if summary["num_refused"] < len(replies.lines) else int(before.facts["idle_rounds"]) + 1
+    idle = _idle_rounds(int(before.facts["idle_rounds"]), summary)
     if idle >= MAX_IDLE_ROUNDS:
         raise RunError(_why_idle(server, before.round, idle, replies.lines))
-    facts = {**before.facts, "idle_rounds": idle}
-    return Checkpoint(round, state, central, facts), [*replies.lines, *warnings, summary]
+    facts = {**before.facts, "idle_rounds": idle, FACT: on_their_way}
+    return Checkpoint(round, state, central, facts, attached), [*replies.lines, *warnings, summary]
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,13 @@ def _devices(server: Server, round: int) -> dict[str, Device]:
             "model. Lower fleet.min_width, or let some devices be wider"
         )
     return taking_part
+
+
+def _idle_rounds(before: int, summary: Record) -> int:
+    """Rounds in a row without a usable update; one in which nothing was due does not count while something is."""
+    if summary["num_refused"] < summary["num_clients"]:
+        return 0
+    return before if summary["num_pending"] and not summary["num_clients"] else before + 1
 
 
 def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
@@ -196,7 +209,8 @@ def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> 
         if not dispatch.devices[client].has_base:
             base_bytes = ground.base_bytes(part, last)
         dispatch.coverage.last[client] = part
-        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began)
+        delay = dispatch.devices[client].delay
+        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began, delay)
         yield Request(round, client, progress, part, payload, ground.base.fingerprint)
 
 

@@ -12,9 +12,11 @@ from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.mean import Mean
+from fedgen.checkpoint import Checkpoint
 from fedgen.coverage import Coverage
 from fedgen.extraction.depth import Depth
 from fedgen.extraction.rolling import Rolling
+from fedgen.late import Late
 from fedgen.learner import Base
 from fedgen.messages import Reply
 from fedgen.model.tiny import Tiny
@@ -60,7 +62,8 @@ class Table:
     def play(self, replies):
         """The next state, what was told of the round, and what was held in it."""
         coverage = Coverage(self.ground)
-        taken = Replies(self.ground, self.state, ROUND, self.parts, coverage, self.folder)
+        late = Late(Checkpoint(ROUND - 1, {}, {}, {}), self.folder)
+        taken = Replies(self.ground, self.state, ROUND, self.parts, coverage, self.folder, late)
         told = []
         for number, client in enumerate(CLIENTS):
             taken.sent[client] = Sent(0.0, 1000 + number, 10 * number, 0.5)

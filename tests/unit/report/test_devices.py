@@ -17,10 +17,10 @@ def test_one_row_per_width_the_widest_first(records):
     )  # fmt: skip
     assert rows == [
         {"width": 1.0, "num_clients": 1, "num_turns": 1, "held_bytes": 400, "train_bytes": 40,
-         "peak_memory_bytes": 4 * 10**8, "bytes_down": 500, "base_bytes": None, "bytes_up": 250,
+         "peak_memory_bytes": 4 * 10**8, "bytes_down": 500, "base_bytes": None, "bytes_up": 250, "staleness": None,
          "seconds_compute": 2.0, "loss": 1.5, "loss_round": 1},
         {"width": 0.25, "num_clients": 2, "num_turns": 3, "held_bytes": 110, "train_bytes": 10,
-         "peak_memory_bytes": 7 * 10**8, "bytes_down": 200, "base_bytes": 80, "bytes_up": 40,
+         "peak_memory_bytes": 7 * 10**8, "bytes_down": 200, "base_bytes": 80, "bytes_up": 40, "staleness": None,
          "seconds_compute": pytest.approx(8 / 3), "loss": pytest.approx((6 * 2.0 + 2 * 1.0) / 8), "loss_round": 2},
     ]  # fmt: skip
     assert has_parts(rows)
