@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +58,13 @@ class Late:
         self._round, self._folder, self._attached = before.round + 1, folder, before.attached
         self._due = [entry for entry in found if entry.line["round"] <= self._round]
         self._later = [entry for entry in found if entry.line["round"] > self._round]
-        self._file: FileIO | None = None
+        self._file: Path | None = None
         self._end = 0
 
     @property
     def lines(self) -> list[Record]:
         """What the journal will say of those that are on their way when the round is over."""
-        return [entry.line for entry in self._later]
+        return [entry.line for entry in sorted(self._later, key=_by_round)]
 
     @property
     def due(self) -> list[tuple[Record, Stored | None]]:
@@ -85,10 +84,9 @@ class Late:
         assert line["round"] > line["asked"] == self._round, "what is due now does not have to be kept"
         place = None
         if payload is not None:
-            with disk.writing(self._folder):
-                if self._file is None:
-                    self._file = disk.beside(self._folder / _name(line), "tmp").open("x+b", buffering=0)
-                place = spool.put(self._file.fileno(), self._end, payload)
+            self._file = self._file or disk.beside(self._folder / _name(line), "tmp")
+            with disk.writing(self._file), self._file.open("r+b" if self._end else "xb") as file:
+                place = spool.put(file.fileno(), self._end, payload)
             self._end = place.end
         self._later.append(_Entry(strict(line), place))
 
@@ -103,13 +101,11 @@ class Late:
         """
         files = dict(self._attached)
         if self._file is not None:
-            path = Path(self._file.name)
-            with disk.writing(path), self._file:
-                os.fsync(self._file.fileno())
-                self._file.seek(0)
-                digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-            files[_name({"asked": self._round})] = Attached(path, self._end, digest)
-        later = sorted(self._later, key=lambda entry: (entry.line["round"], entry.line["client"]))
+            with disk.writing(self._file), self._file.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[_name({"asked": self._round})] = Attached(self._file, self._end, digest)
+        later = sorted(self._later, key=_by_round)
         needed = {_name(line) for line, place in later if place is not None}
         entries: list[Record] = [{"line": line, "place": list(place) if place else None} for line, place in later]
         return entries, {name: file for name, file in files.items() if name in needed}
@@ -130,6 +126,10 @@ def left(lines: Sequence[Record]) -> str:
     more = f"; and {len(lines) - len(names)} more" if len(lines) > len(names) else ""
     count = f"{len(lines)} repl{'y was' if len(lines) == 1 else 'ies were'}"
     return f"{count} still on the way when the run ended, and not in its result: {'; '.join(names)}{more}"
+
+
+def _by_round(entry: _Entry) -> tuple[int, str]:
+    return entry.line["round"], entry.line["client"]
 
 
 def _name(line: Mapping[str, object]) -> str:
