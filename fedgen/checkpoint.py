@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,22 @@ SCHEMA = 1
 STATE, SERVER, FACTS, MANIFEST = "state.safetensors", "server.safetensors", "facts.json", "manifest.json"
 
 _FOLDER = re.compile(r"round-(\d{4,})|\.round-(\d{4,})\.old-\d+-[0-9a-f]{8}")
-_MAX_MANIFEST_BYTES = 65_536
+_MAX_MANIFEST_BYTES = 1_048_576
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A file that goes along with one checkpoint after another for as long as it is needed.
+
+    Attributes:
+        path: where it lies; it has been forced to the disk, and changes no more.
+        num_bytes: its length.
+        sha256: of its content, in hex.
+    """
+
+    path: Path
+    num_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,12 +54,18 @@ class Checkpoint:
         state: the trainable tensors.
         server: the server optimiser's own tensors; empty if it has none.
         facts: whatever else the loop must know, as strict JSON: no NaN, no tuples. Small.
+        attached: files by the names that they have in the checkpoint.
     """
 
     round: int
     state: State
     server: State
     facts: Mapping[str, Any]
+    attached: Mapping[str, Attached] = field(default_factory=dict)
+
+    def within(self, folder: Path) -> "Checkpoint":
+        """The same, once it has been saved: its files lie in the folder of the checkpoint."""
+        return replace(self, attached={n: replace(file, path=folder / n) for n, file in self.attached.items()})
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, identity: str, keep: int = 2) -> Path:
@@ -51,6 +73,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, identity: str, keep: int = 2) 
 
     A checkpoint of the same round is replaced; at every instant the folder holds a whole one. One serialised state is
     held at a time, no more. Checkpoints of later rounds, left by a run that had to go back, are not touched.
+
+    Of attached files, those that lie in `folder` itself are moved into the checkpoint, and those of other checkpoints
+    become a part of this one as well, without a copy where the file system can do it.
 
     Args:
         folder: the run's `checkpoints`.
@@ -76,6 +101,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, identity: str, keep: int = 2) 
             SERVER: _put(temporary / SERVER, _pack(checkpoint.server)),
             FACTS: _put(temporary / FACTS, facts),
         }
+        for name, file in checkpoint.attached.items():
+            _attach(file.path, temporary / name, move=file.path.parent == folder)
+            files[name] = {"bytes": file.num_bytes, "sha256": file.sha256}
         manifest = {
             "schema": SCHEMA,
             "round": checkpoint.round,
@@ -151,10 +179,13 @@ def _load(path: Path, identity: str) -> Checkpoint:
         match = _FOLDER.fullmatch(path.name)
         if match is None or int(match[1] or match[2]) != manifest["round"]:
             raise RunError(f"it holds round {manifest['round']}, so it was renamed or copied")
-        for name in (STATE, SERVER, FACTS):
-            _verify(path / name, manifest["files"][name])
+        files = manifest["files"]
+        for name, entry in files.items():
+            _verify(path / name, entry)
         facts = json.loads((path / FACTS).read_bytes())
-        return Checkpoint(manifest["round"], _unpack(path / STATE), _unpack(path / SERVER), facts)
+        others = files.keys() - {STATE, SERVER, FACTS}
+        attached = {n: Attached(path / n, files[n]["bytes"], files[n]["sha256"]) for n in sorted(others)}
+        return Checkpoint(manifest["round"], _unpack(path / STATE), _unpack(path / SERVER), facts, attached)
     except FileNotFoundError as error:
         raise RunError(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
@@ -188,6 +219,20 @@ def _put(path: Path, content: bytes) -> dict[str, Any]:
     """Writes a file and returns what the manifest says of it."""
     disk.write(path, content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _attach(source: Path, target: Path, *, move: bool) -> None:
+    """Gives a file a name in a checkpoint."""
+    with disk.writing(target):
+        if move:
+            os.replace(source, target)
+            return
+        try:
+            os.link(source, target)
+        except OSError:  # not every file system has files with two names
+            shutil.copyfile(source, target)
+            with target.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def _verify(path: Path, entry: Mapping[str, Any]) -> None:

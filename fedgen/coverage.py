@@ -5,8 +5,10 @@ that nobody ever trains, and no loss tells. What is counted are units of axes an
 cut, pairs of units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ class Coverage:
 
     Attributes:
         last: what every client held when it was last asked.
+        missed: rounds that each client has missed, since it was still at work.
     """
 
     def __init__(self, ground: Ground) -> None:
@@ -55,24 +58,39 @@ class Coverage:
         }
         self._held: list[tuple[Kept, int]] = []
         self.last: dict[str, Part] = {}
+        self.missed: Counter[str] = Counter()
 
-    def replay(self, lines: Sequence[Record]) -> None:
+    def replay(self, lines: Sequence[Record], on_their_way: Sequence[Record] = ()) -> None:
         """Goes through what a journal says of earlier rounds.
 
         Parts follow from round, client and width; what only the clients knew stands in the line of the round.
+
+        Args:
+            lines: of the journal.
+            on_their_way: lines of replies that have not come in yet.
         """
         unknown = dict.fromkeys(self._split, torch.arange(0))
         for line in lines:
             if line["kind"] == "client":
-                less = line.get("top_layers", 1.0), line.get("rank")
-                part = self._ground.part(line["client"], line["round"], line["width"], *less)
-                self.last[line["client"]] = part
+                part = self.last[line["client"]] = self.come_in(line)
                 if line["refused"] is None:
                     self.reach(narrowed(part, unknown))
             elif line["kind"] == "round":
                 for axis, runs in line.get("coverage", {}).get("trained", {}).items():
                     for start, length in runs:
                         self._seen[axis][start : start + length] = True
+        for line in on_their_way:
+            self.last[line["client"]] = self._asked_of(line)
+
+    def come_in(self, line: Record) -> Part:
+        """Notes that a reply has come in, whatever it is worth.
+
+        Returns:
+            The part that the client was asked to work with.
+        """
+        part = self._asked_of(line)
+        self.missed[line["client"]] += line["round"] - _asked(line)
+        return part
 
     def add(self, part: Part, weight: int) -> None:
         """Notes that a client of some weight held, and trained, a part in the round that goes on."""
@@ -111,6 +129,10 @@ class Coverage:
             kinds = " × ".join(sorted(axis.partition(".")[0] for axis in axes))
             found.setdefault(kinds, []).append(1 - float(seen.double().mean()))
         return {kind: sum(shares) / len(shares) for kind, shares in found.items()}
+
+    def _asked_of(self, line: Record) -> Part:
+        less = line.get("top_layers", 1.0), line.get("rank")
+        return self._ground.part(line["client"], _asked(line), line["width"], self.missed[line["client"]], *less)
 
     def _mass(self, axis: str, held: Sequence[tuple[Kept, int]]) -> Tensor:
         mass = torch.zeros(self._units[axis], dtype=torch.float64)
@@ -156,15 +178,17 @@ def warn_of_gaps(ground: Ground) -> list[str]:
     Raises:
         ConfigError: the extraction finds that its rule cannot reach all units.
     """
-    experiment, coverage = ground.experiment, Coverage(ground)
+    coverage = Coverage(ground)
     widths, gaps, num_seen = set[float](), coverage.never(), 0
-    for number in range(1, experiment.num_rounds + 1):
-        asked = _asked(ground, number)
-        for client, width in asked.items():
+    for number, everybody in enumerate(_rounds(ground), start=1):
+        asked = _some(ground, everybody)
+        for client, turn in asked.items():
             # When nothing is left to reach, a width that is new may still be one that the extraction refuses.
-            if gaps or width not in widths:
-                coverage.reach(ground.part(client, number, width))
-        widths |= set(asked.values())
+            if gaps or turn.width not in widths:
+                part = ground.part(client, number, turn.width, turn.missed)
+                if turn.counts:
+                    coverage.reach(part)
+        widths |= {turn.width for turn in asked.values()}
         num_seen += len(asked)
         gaps = {kind: share for kind, share in coverage.never().items() if share > 0}
         if not gaps and num_seen > MOST_TURNS:
@@ -179,18 +203,49 @@ def warn_of_gaps(ground: Ground) -> list[str]:
     ]
 
 
-def _asked(ground: Ground, number: int) -> dict[str, float]:
-    """Clients that are asked in a round, with their widths; of very many, some of every width."""
+class _Turn(NamedTuple):
+    """A client is asked: the width of its part, rounds that it has missed, whether its reply comes before the end."""
+
+    width: float
+    missed: int
+    counts: bool
+
+
+def _rounds(ground: Ground) -> Iterator[dict[str, _Turn]]:
+    """The clients that are asked, round by round, as the loop asks them."""
     experiment = ground.experiment
-    devices = experiment.fleet.devices(ground.clients, number, experiment.seed)
-    asked = experiment.cohort([client for client, device in devices.items() if device.width > 0], number)
+    due, missed = Counter[str](), Counter[str]()
+    for number in range(1, experiment.num_rounds + 1):
+        devices = experiment.fleet.devices(ground.clients, number, experiment.seed)
+        free = [client for client, device in devices.items() if device.width > 0 and due[client] < number]
+        asked = experiment.cohort(free, number)
+        yield {
+            client: _Turn(
+                devices[client].width, missed[client], number + devices[client].delay <= experiment.num_rounds
+            )
+            for client in asked
+        }
+        for client in asked:
+            due[client] = number + devices[client].delay
+            missed[client] += devices[client].delay
+
+
+def _some(ground: Ground, asked: dict[str, _Turn]) -> dict[str, _Turn]:
+    """Those who are asked in a round; of very many, some of every width."""
+    num_rounds = ground.experiment.num_rounds
+    if num_rounds * len(asked) <= MOST_TURNS:
+        return asked
     by_width: dict[float, list[str]] = {}
-    for client in asked:
-        by_width.setdefault(devices[client].width, []).append(client)
-    if experiment.num_rounds * len(asked) > MOST_TURNS:
-        number_each = max(3, MOST_TURNS // (experiment.num_rounds * len(by_width)))
-        by_width = {width: clients[:: -(-len(clients) // number_each)] for width, clients in by_width.items()}
-    return {client: width for width, clients in by_width.items() for client in clients}
+    for client, turn in asked.items():
+        by_width.setdefault(turn.width, []).append(client)
+    number_each = max(3, MOST_TURNS // (num_rounds * len(by_width)))
+    chosen = [client for clients in by_width.values() for client in clients[:: -(-len(clients) // number_each)]]
+    return {client: asked[client] for client in chosen}
+
+
+def _asked(line: Record) -> int:
+    """The round of the request that a client's line is about; older runs did not say, since it was the line's own."""
+    return int(line.get("asked") or line["round"])
 
 
 def _all_or(kept: Kept, axis: str) -> Tensor | slice:

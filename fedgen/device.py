@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedgen import records, seeds
-from fedgen.bases import Bases
 from fedgen.devices import Rung
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
@@ -67,12 +66,11 @@ def select(ground: Ground, holding: Holding, rung: Rung) -> tuple[list[Encoded],
     return [examples[position] for position in positions], num_unscored
 
 
-def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, holding: Holding) -> Reply:
+def answer(ground: Ground, request: Request, learner: Learner, holding: Holding) -> Reply:
     """Does what a request asks.
 
     Args:
         ground: what is known before the first round.
-        bases: the model in the types of weights that rungs ask for.
         request: what the server asks.
         learner: over the whole model; used as it is when the client works with all of it.
         holding: the client's.
@@ -83,7 +81,7 @@ def answer(ground: Ground, bases: Bases, request: Request, learner: Learner, hol
             raise ClientError("no_answer_tokens")
         if request.base != ground.base.fingerprint:
             raise ClientError("other_base", "the request is about a part of another model than this device has")
-        part, own = experiment.wire.decode(request.payload), ground.at(request.rung, bases)
+        part, own = experiment.wire.decode(request.payload), ground.at(request.rung)
         if own.base is not ground.base or not own.is_plain(request.part, request.round):
             learner = own.learner(request.part, request.round, request.client)
         learner.load(part)

@@ -11,6 +11,7 @@ class Device:
         width: share of the units of every cut axis that fits on it; 0 if it takes no part. Of a device that tells its
             memory, the planner decides.
         has_base: it keeps the base model's checkpoint on its disk, so that only what is trained travels.
+        delay: its reply comes in so many rounds after the one in which it is asked; 0: in the same round.
         kind: what it is (`raspberry_pi_4_2g`), for tables; empty if nobody says.
         memory_bytes: what its training process may hold at most; None if nobody says, and then nothing is planned.
         cores: of its processor.
@@ -22,6 +23,7 @@ class Device:
 
     width: float = 1.0
     has_base: bool = True
+    delay: int = 0
     kind: str = ""
     memory_bytes: int | None = None
     cores: int = 1

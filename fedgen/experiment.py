@@ -5,6 +5,7 @@ are equal, so it survives a trip through text.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -27,6 +28,9 @@ from fedgen.stages import (
 )
 from fedgen.types import State
 
+DISCOUNT_UNITS = 2**20
+"""Discounts are whole multiples of one over this."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -47,6 +51,8 @@ class Experiment:
         gate_margin: a part whose loss on public examples is so many nats above the whole model's is not sent as it is;
             null sends every part.
         gate_enlarges: such a part is made larger until it passes, for the device to swap; if false, it is not sent.
+        staleness_power: an update that comes s rounds late weighs (1 + s)**-staleness_power as much as one in time
+            (FedAsync: Xie et al., 2019, section 5.2; FedBuff: Nguyen et al., 2022, takes 0.5); 0 makes all alike.
         fleet: what devices there are.
         data: what the examples are, who owns them.
         partition: which client holds which examples.
@@ -75,6 +81,7 @@ class Experiment:
     scale_parts: bool = False
     gate_margin: float | None = None
     gate_enlarges: bool = True
+    staleness_power: float = 0.5
     fleet: Fleet
     data: Data
     partition: Partition
@@ -105,6 +112,10 @@ class Experiment:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.gate_margin is not None and self.gate_margin < 0:
             raise ValueError(f"gate_margin is {self.gate_margin}; it is nats above the whole model's loss, at least 0")
+        if self.staleness_power < 0:
+            raise ValueError(
+                f"staleness_power is {self.staleness_power}; it must be at least 0 (late updates count in full)"
+            )
         if self.extraction_mode == "window" and self.adapter.trains_base and "residual" in self.extraction.axes:
             raise ValueError(
                 "extraction.axes has residual, on which embeddings and norms lie; with extraction_mode=window and "
@@ -158,6 +169,13 @@ class Experiment:
 
         order = torch.randperm(len(clients), generator=seeds.derive(self.seed, "cohort", round)).tolist()
         return sorted(sorted(clients)[position] for position in order[: self.cohort_size])
+
+    def discount(self, staleness: int) -> float:
+        """What the weight of an update is multiplied by that comes so many rounds late.
+
+        In whole units of 2**-20, and at least one of them, so that sums of such weights are exact in any order.
+        """
+        return max(1, round(DISCOUNT_UNITS * math.pow(1 + staleness, -self.staleness_power))) / DISCOUNT_UNITS
 
     def settings(self) -> dict[str, str]:
         """Every field by dotted key, stages by the name of their option."""

@@ -57,7 +57,7 @@ class Gate:
             full: clients that cannot hold more than that; their parts are not made larger.
         """
         margin = self.ground.experiment.gate_margin
-        if margin is None or not _measures(self.ground.experiment):
+        if margin is None or not wanted or not _measures(self.ground.experiment):
             return dict(wanted), {}
         known: dict[_Units, list[Score | None]] = {}
         first = losses = self._losses({"": Part(), **wanted}, state, round, known)
@@ -105,7 +105,7 @@ class Gate:
         width = part.width
         while True:
             width = min(1.0, width * GROWTH)
-            larger = self.ground.part(client, round, width)
+            larger = self.ground.part(client, round, width, part.missed)
             if width == 1.0 or any(len(larger.kept.get(a, ())) != len(index) for a, index in part.kept.items()):
                 return larger
 

@@ -64,7 +64,7 @@ class Journal:
         """
         if not records:
             return
-        content = "".join(json.dumps(_strict(record), allow_nan=False) + "\n" for record in records).encode()
+        content = "".join(json.dumps(strict(record), allow_nan=False) + "\n" for record in records).encode()
         with disk.writing(self._path):
             num_bytes = os.fstat(self._descriptor).st_size
             try:
@@ -132,12 +132,12 @@ def _record(line: bytes, path: Path, number: int) -> Record:
     return record
 
 
-def _strict(value: Any) -> Any:  # noqa: ANN401 - any value that JSON can hold
+def strict(value: Any) -> Any:  # noqa: ANN401 - any value that JSON can hold
     """The value with null in the place of every number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _strict(entry) for key, entry in value.items()}
+        return {key: strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
+        return [strict(entry) for entry in value]
     return value

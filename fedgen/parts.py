@@ -27,6 +27,7 @@ class Ground:
     Attributes:
         experiment: what to do.
         base: the model.
+        bases: the same in the types of weights that rungs ask for.
         base_axes: names of the dimensions of its weights; no dimension has one if no part is ever made.
         axes: the same of the state's tensors and of those that never travel.
         fixed: the adapter's tensors that never change.
@@ -37,6 +38,7 @@ class Ground:
 
     experiment: Experiment
     base: Base
+    bases: Bases
     base_axes: Axes
     axes: Axes
     fixed: State
@@ -49,47 +51,57 @@ class Ground:
         """Whether any client may get less than the whole."""
         return bool(self.experiment.extraction.axes)
 
-    def at(self, rung: Rung, bases: Bases) -> "Ground":
+    def at(self, rung: Rung) -> "Ground":
         """The same for a client that works on a rung of the planner's ladder."""
         experiment = self.experiment
         client = experiment.light_client if rung.light else experiment.client
         assert client is not None, "a rung is light only where there is a light client"
-        base = bases.of(rung.dtype).at(rung)
+        base = self.bases.of(rung.dtype).at(rung)
         return dataclasses.replace(self, experiment=dataclasses.replace(experiment, client=client.at(rung)), base=base)
 
-    def part(self, client: str, round: int, width: float, top_layers: float = 1.0, rank: int | None = None) -> Part:
+    def part(
+        self,
+        client: str,
+        round: int,
+        width: float,
+        missed: int = 0,
+        top_layers: float = 1.0,
+        rank: int | None = None,
+    ) -> Part:
         """What a client gets in a round.
 
         Args:
             client: its name.
             round: counted from 1.
             width: share of the units of every cut axis; an extraction that cuts nothing gives all of the model.
+            missed: earlier rounds in which it was still at work.
             top_layers: share of the layers that it trains.
             rank: rows of low-rank factors that it holds, the first ones; None for all.
         """
-        kept = self._kept(client, round, width) if self.makes_parts else Kept()
+        kept = self._kept(client, round, width, missed) if self.makes_parts else Kept()
         if rank is not None and rank < self.axes.units["rank"]:
             kept["rank"] = torch.arange(rank) if "rank" not in kept else kept["rank"][:rank]
-        return Part(width if self.makes_parts else 1.0, kept, top_layers, rank)
+        return Part(width if self.makes_parts else 1.0, kept, missed if self.makes_parts else 0, top_layers, rank)
 
-    def _kept(self, client: str, round: int, width: float) -> Kept:
+    def _kept(self, client: str, round: int, width: float, missed: int) -> Kept:
         kept, kinds = Kept(), self.experiment.extraction.axes
         for axis, units in self.axes.units.items():
             num_kept = units_of(width, units)
             if axis.partition(".")[0] in kinds and num_kept < units:
-                index = self._keep(axis, num_kept, round, client)
+                choice = Choice(axis, units, num_kept, round, client, missed=missed)
+                index = self._keep(choice)
                 if len(index) < units:
                     kept[axis] = index
         return kept
 
-    def _keep(self, axis: str, num_kept: int, round: int, client: str) -> Index:
+    def _keep(self, wanted: Choice) -> Index:
         """Units that the extraction picks; where some are protected, those and what it picks among the others.
 
         So an extraction knows nothing of protection, and a part has `num_kept` units, or all protected ones if these
         are more.
         """
-        always = self.base.protected.get(axis)
-        free = torch.arange(self.axes.units[axis])
+        axis, num_kept = wanted.axis, wanted.num_kept
+        always, free = self.base.protected.get(axis), torch.arange(wanted.units)
         if always is not None:
             free = free[~torch.isin(free, always)]
             num_kept -= len(always)
@@ -97,8 +109,15 @@ class Ground:
                 return always
         scores = None if self.scores is None else self.scores.get(axis)
         scores = None if scores is None else scores[free]
-        place, among, seed = self.clients.index(client), len(self.clients), self.experiment.seed
-        choice = Choice(axis, len(free), num_kept, round, client, place, among, seed, scores)
+        choice = dataclasses.replace(
+            wanted,
+            units=len(free),
+            num_kept=num_kept,
+            place=self.clients.index(wanted.client),
+            num_clients=len(self.clients),
+            seed=self.experiment.seed,
+            scores=scores,
+        )
         index = free[self.experiment.extraction.keep(choice)]
         return index if always is None else torch.cat([always, index]).sort().values
 
@@ -183,7 +202,7 @@ class Ground:
         axes = self.experiment.adapter.axes(state, part_axes)
         plans = []
         for width in steps.widths:
-            kept = self.part(client, round, width).kept
+            kept = self.part(client, round, width, part.missed).kept
             kept = {axis: index for axis, index in kept.items() if axis not in self.base.protected}
             # Units of the part, not of the whole: where each kept one stands among those that the client holds.
             local = {a: torch.searchsorted(part.kept[a], i) if a in part.kept else i for a, i in kept.items()}
@@ -221,6 +240,7 @@ def ground_of(
     scores: Scores | None,
     *,
     plans: bool = False,
+    dtype: str | None = None,
 ) -> Ground:
     """What is known before the first round.
 
@@ -231,6 +251,7 @@ def ground_of(
         clients: names of all clients.
         scores: how much each unit matters, if the extraction asks.
         plans: the planner may ask for parts besides.
+        dtype: type in which the base holds its weights; None for the experiment's own.
 
     Raises:
         ConfigError: an axis is to be cut that is not there.
@@ -251,7 +272,9 @@ def ground_of(
         # No dimension is ever cut, so none needs a name; models of any family can be used whole.
         base_axes = Axes({name: (None,) * weight.dim() for name, weight in base.weights.items()}, {})
         axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
-    return Ground(experiment, base, base_axes, axes, fixed, tuple(sorted(clients)), scores, plans)
+    return Ground(
+        experiment, base, Bases(experiment, base, dtype), base_axes, axes, fixed, tuple(sorted(clients)), scores, plans
+    )
 
 
 def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:

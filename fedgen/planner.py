@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedgen import tree
-from fedgen.bases import Bases
 from fedgen.devices import Device, Rung
 from fedgen.footprint import Footprint, footprint
 from fedgen.learner import Learner
@@ -92,13 +91,11 @@ class Planner:
 
     Attributes:
         ground: what is known before the first round.
-        bases: the model, in each type of weights that a rung asks for.
         state: tensors of the size of those that travel.
         length: longest example that is expected, in tokens; devices cut off the rest.
     """
 
     ground: Ground
-    bases: Bases
     state: State
     length: int
     _known: dict[Step, tuple[Footprint, int, int]] = field(default_factory=dict)
@@ -139,7 +136,7 @@ class Planner:
         seconds = None
         if device.step_seconds is not None:
             first, _, _ = self._measure(next(self.ladder()))
-            client = self.ground.at(step.rung, self.bases).experiment.client
+            client = self.ground.at(step.rung).experiment.client
             pieces = client.num_passes * found.step_flops / first.step_flops
             seconds = device.step_seconds * pieces
         return Forecast(step, peak, found.weight_bytes, found.step_bytes, seconds, down_bytes, up_bytes)
@@ -168,7 +165,7 @@ class Planner:
         yield Step(rung, saves="one example goes through the model at once; slower, the same gradient")
         rung = replace(rung, name="small chunks", chunk_tokens=32)
         yield Step(rung, saves="fewer logits at once")
-        rung = replace(rung, name=f"{self.bases.lightest} weights", dtype=self.bases.lightest)
+        rung = replace(rung, name=f"{self.ground.bases.lightest} weights", dtype=self.ground.bases.lightest)
         yield Step(rung, saves="frozen weights are held in fewer bits; slower")
         held = Step(rung)
         if self.length >= 2 * SHORTEST:
@@ -191,11 +188,11 @@ class Planner:
 
     def part(self, client: str, round: int, step: Step) -> Part:
         """What a client on a step of the ladder gets in a round."""
-        return self.ground.part(client, round, step.width, step.top_layers, step.rank)
+        return self.ground.part(client, round, step.width, 0, step.top_layers, step.rank)
 
     def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
         """What goes through the model at once on a step of the ladder, and who lets it."""
-        ground, client = self.ground.at(step.rung, self.bases), self.ground.clients[0]
+        ground, client = self.ground.at(step.rung), self.ground.clients[0]
         learner = ground.learner(self.part(client, 1, step), 1, client)
         length = min(step.rung.max_length or self.length, self.length)
         # Examples that share no beginning are the largest.
@@ -215,12 +212,11 @@ class Planner:
         return self._known[step]
 
 
-def planner_of(ground: Ground, bases: Bases, learner: Learner, public: Sequence[Example]) -> Planner | None:
+def planner_of(ground: Ground, learner: Learner, public: Sequence[Example]) -> Planner | None:
     """A planner for an experiment; None if no device tells its memory.
 
     Args:
         ground: what is known before the first round.
-        bases: the model in the types of weights that rungs ask for.
         learner: over the whole model.
         public: examples that anybody may see; a quarter longer than the longest of them is the longest expected. If
             there are none, examples may be as long as the model takes them.
@@ -230,7 +226,7 @@ def planner_of(ground: Ground, bases: Bases, learner: Learner, public: Sequence[
     lengths = [len(encoded.ids) for encoded in learner.encode(public) if encoded is not None]
     longest = ground.base.max_length
     length = min(longest, math.ceil(1.25 * max(lengths))) if lengths else longest
-    return Planner(ground, bases, ground.experiment.initial_state(learner), length)
+    return Planner(ground, ground.experiment.initial_state(learner), length)
 
 
 def why_not(device: Device) -> str:

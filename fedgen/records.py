@@ -38,6 +38,7 @@ def client(reply: Reply, refused: str | None, elapsed_s: float, bytes_down: int,
     return {
         "kind": "client",
         "round": reply.round,
+        "asked": reply.round,
         "client": reply.client,
         "num_examples": reply.num_examples,
         "num_selected": int(reply.metrics.get("num_selected", 0)),
@@ -70,7 +71,7 @@ def plan(kind: str, rung: str, peak_bytes: int) -> Record:
 
 
 def round(experiment: Experiment, number: int, clients: Sequence[Record]) -> Record:
-    """A round is over: sums over its clients; the loss is their mean, weighted by examples."""
+    """A round is over: sums over the clients whose replies came in; the loss is their mean, weighted by examples."""
     counted = [record for record in clients if record["refused"] is None and record["loss"] is not None]
     weight = sum(record["num_examples"] for record in counted)
     return {
@@ -78,6 +79,7 @@ def round(experiment: Experiment, number: int, clients: Sequence[Record]) -> Rec
         "round": number,
         "num_clients": len(clients),
         "num_refused": sum(record["refused"] is not None for record in clients),
+        "num_late": sum(record["asked"] < number for record in clients),
         "loss": sum(r["loss"] * r["num_examples"] for r in counted) / weight if weight else None,
         "bytes_down": sum(record["bytes_down"] for record in clients),
         "bytes_up": sum(record["bytes_up"] for record in clients),

@@ -14,9 +14,10 @@ from torch import Tensor
 from fedgen import records, tree
 from fedgen.coverage import Coverage
 from fedgen.errors import ClientError
+from fedgen.late import Late
 from fedgen.messages import Payload, Reply
 from fedgen.parts import Ground, narrowed
-from fedgen.turns import Turns
+from fedgen.turns import Stored, Turns
 from fedgen.types import Metrics, Observer, Part, Plan, Record, State, Update
 
 MAX_EXAMPLES = 2**31
@@ -36,37 +37,54 @@ class Sent:
         base_bytes: of these, slices of the base model.
         seconds_encode: spent on packing.
         told: what the journal is told of how the client works.
+        delay: rounds until the reply comes in; 0: in the round in which it was asked for.
     """
 
     when: float
     bytes_down: int
     base_bytes: int
     seconds_encode: float
+    delay: int = 0
     told: Record = field(default_factory=dict)
 
 
 class Replies:
-    """Takes the replies of one round.
+    """Takes the replies of one round, and those to earlier rounds that come in in it.
 
     Attributes:
         sent: requests that wait for their reply; the sender fills it.
-        lines: one for every reply that was waited for.
+        lines: one for every reply that has come in and was waited for.
         warnings: what else there is to tell.
         total: of the aggregation; complete after `close`.
     """
 
     def __init__(
-        self, ground: Ground, state: State, round: int, parts: Mapping[str, Part], coverage: Coverage, folder: Path
+        self,
+        ground: Ground,
+        state: State,
+        round: int,
+        parts: Mapping[str, Part],
+        coverage: Coverage,
+        folder: Path,
+        late: Late,
     ) -> None:
         self.sent: dict[str, Sent] = {}
         self.lines: list[Record] = []
         self.warnings: list[Record] = []
         self.total: Any = ground.experiment.aggregation.zero(state)
-        self._ground, self._state, self._round, self._parts = ground, state, round, parts
-        self._coverage = coverage
-        self._turns = Turns(sorted(parts), folder)
+        self._ground, self._state, self._round, self._parts = ground, state, round, dict(parts)
+        self._coverage, self._late = coverage, late
+        self._turns = Turns(sorted({*parts, *(line["client"] for line, _ in late.due)}), folder)
         self._by_client: dict[str, Record] = {}
         self._trained: dict[str, Part] = {}
+
+    def take_due(self, observe: Observer) -> None:
+        """Takes the replies to earlier rounds that come in now."""
+        for line, payload in self._late.due:
+            part = self._parts[line["client"]] = self._coverage.come_in(line)
+            own = {axis: torch.tensor(units, dtype=torch.long) for axis, units in line.pop("kept", {}).items()}
+            self._trained[line["client"]] = narrowed(part, own)
+            self._enter(line, payload, observe)
 
     def take(self, reply: Reply, observe: Observer) -> None:
         """Checks a reply, tells of it, and folds it and those that waited for it if it is its turn."""
@@ -87,11 +105,12 @@ class Replies:
         line |= {"width": part.width, "base_bytes": sent.base_bytes, **sent.told}
         line |= {"top_layers": part.top_layers} if part.top_layers < 1 else {}
         line |= {"rank": part.rank} if part.rank is not None else {}
-        self.lines.append(line)
-        self._by_client[reply.client] = line
-        observe(line)
-        for client, due in self._turns.arrive(reply.client, payload):
-            self._fold(client, due)
+        if not sent.delay:
+            self._enter(line, payload, observe)
+            return
+        own = {axis: index.tolist() for axis, index in reply.kept.items()} if payload is not None else {}
+        self._late.keep(line | {"round": self._round + sent.delay} | ({"kept": own} if own else {}), payload)
+        self._arrive(reply.client, None)  # nobody has to wait for this one in this round
 
     def close(self) -> None:
         """Folds what still waits for clients that never answered."""
@@ -100,13 +119,26 @@ class Replies:
         self._turns.close()
         self.lines.sort(key=lambda line: str(line["client"]))
 
+    def _enter(self, line: Record, payload: Payload | Stored | None, observe: Observer) -> None:
+        """A reply has come in: it is told of, and folded when its turn is."""
+        self.lines.append(line)
+        self._by_client[line["client"]] = line
+        observe(line)
+        self._arrive(line["client"], payload)
+
+    def _arrive(self, client: str, payload: Payload | Stored | None) -> None:
+        for turn, due in self._turns.arrive(client, payload):
+            self._fold(turn, due)
+
     def _fold(self, client: str, payload: Payload) -> None:
-        line, part = self._by_client[client], self._trained[client]
-        plan = self._ground.returned(part, self._round)
-        tensors = self._ground.experiment.wire.decode(payload, self._shapes(plan))
-        update = Update(plan, tensors, line["num_examples"])
+        experiment, line, part = self._ground.experiment, self._by_client[client], self._trained[client]
+        plan, staleness = self._ground.returned(part, line["asked"]), self._round - line["asked"]
+        tensors = experiment.wire.decode(payload, self._shapes(plan))
+        update = Update(
+            plan, tensors, line["num_examples"], staleness=staleness, discount=experiment.discount(staleness)
+        )
         try:
-            self._ground.experiment.aggregation.add(self.total, update)
+            experiment.aggregation.add(self.total, update)
         except ClientError as error:
             line["refused"] = error.reason
             self.warnings.append(records.warning(self._round, f"the update of {client} was refused: {error.reason}"))

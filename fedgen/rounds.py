@@ -6,27 +6,27 @@ are folded as they come and dropped; nothing that a client sends can stop the ru
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedgen import checkpoint, records, tree
+from fedgen import checkpoint, records
+from fedgen.asking import Asking, taking_part, wanted_parts
 from fedgen.checkpoint import Checkpoint
 from fedgen.coverage import Coverage, warn_of_gaps
-from fedgen.devices import Device, Rung
 from fedgen.disk import replace_folder
 from fedgen.errors import RunError
 from fedgen.experiment import Experiment
 from fedgen.gate import Gate
 from fedgen.journal import Journal, read
+from fedgen.late import FACT, Late, left, lines_of
 from fedgen.learner import Learner
 from fedgen.measure import converse, evaluate
-from fedgen.messages import Payload, Request
 from fedgen.parts import Ground
-from fedgen.planner import Forecast, Planner
-from fedgen.replies import Replies, Sent
+from fedgen.planner import Planner
+from fedgen.replies import Replies
 from fedgen.run import Run
 from fedgen.transport import Transport
-from fedgen.types import Card, Example, Observer, Part, Record, State
+from fedgen.types import Card, Example, Observer, Record, State
 from fedgen.workers import Workers
 
 MAX_IDLE_ROUNDS = 3
@@ -39,23 +39,23 @@ class Server:
 
     Attributes:
         gate: decides which parts are sent.
-        planner: decides how devices work that tell their memory; None if none does.
         run: the folder that keeps everything.
         transport: reaches the devices.
         workers: learners of the server itself, for evaluation and export.
         splits: examples to be measured on.
         facts: base, data and card text; a checkpoint of other facts is not continued.
         observe: is told of each thing as it happens.
+        planner: decides how devices work that tell their memory; None if none does.
     """
 
     gate: Gate
-    planner: Planner | None
     run: Run
     transport: Transport
     workers: Workers
     splits: Mapping[str, Sequence[Example]]
     facts: Mapping[str, str]
     observe: Observer
+    planner: Planner | None = None
 
     @property
     def ground(self) -> Ground:
@@ -91,12 +91,12 @@ def serve(server: Server) -> None:
             journal.write([_round_zero(server, initial)])
             checkpoint.save(folder, found, identity=identity)
         else:
-            coverage.replay(read(server.run.metrics_file))
+            coverage.replay(read(server.run.metrics_file), lines_of(found))
         while found.round < experiment.num_rounds:
             found, lines = play(server, found, coverage)
             # Journal first: lines beyond the newest checkpoint are dropped on resume, lost lines cannot be made again.
             journal.write(lines)
-            checkpoint.save(folder, found, identity=identity)
+            found = found.within(checkpoint.save(folder, found, identity=identity))
         _finish(server, journal, initial, found)
 
 
@@ -104,89 +104,50 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    devices, declined = _devices(server, round)
-    cohort = experiment.cohort(sorted(devices), round)
-    wanted, plans = _wanted(server, {client: devices[client] for client in cohort}, round)
+    devices, declined = taking_part(server.ground, server.planner, server.transport.nodes(), round)
+    late = Late(before, server.run.checkpoints)
+    cohort = experiment.cohort(sorted(devices.keys() - late.busy), round)
+    asked = {client: devices[client] for client in cohort}
+    wanted, plans = wanted_parts(server.ground, server.planner, asked, round, coverage.missed)
     parts, verdict = server.gate.admit(wanted, state, round, plans.keys())
-    server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts)})
-    replies = Replies(server.ground, state, round, parts, coverage, server.run.path)
-    dispatch = _Dispatch(parts, devices, plans, coverage, replies.sent)
-    server.transport.send(_requests(server, state, round, dispatch))
+    delayed = [client for client in sorted(parts) if devices[client].delay]
+    due = [line["client"] for line, _ in late.due]
+    server.observe({"kind": "dispatch", "round": round, "clients": sorted(parts), "late": delayed, "due": due})
+    replies = Replies(server.ground, state, round, parts, coverage, server.run.path, late)
+    replies.take_due(server.observe)
+    asking = Asking(parts, devices, plans, coverage, replies.sent)
+    server.transport.send(asking.requests(server.ground, state, round))
     for reply in server.transport.receive():
         replies.take(reply, server.observe)
     replies.close()
     applied = time.perf_counter()
     state, central = experiment.aggregation.apply(state, before.server, replies.total)
+    on_their_way, attached = late.close()
+    last = round == experiment.num_rounds
     warnings = [*replies.warnings, *_left_out(round, replies.lines)]
+    warnings += [records.warning(round, left(late.lines))] if last and late.lines else []
     for warning in warnings:
         server.observe(warning)
-    summary = records.round(experiment, round, replies.lines)
+    summary = records.round(experiment, round, replies.lines) | {"num_pending": len(late.lines)}
     summary |= {"coverage": coverage.end_round()} | ({"gate": verdict} if verdict else {})
     summary |= {"declined": declined} if declined else {}
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
-    last = round == experiment.num_rounds
     if last or round % experiment.evaluate_every == 0:
         _measure(server, state, summary, whole=last)
     summary["seconds"]["total"] = time.perf_counter() - began
     server.observe(summary)
-    idle = 0 if summary["num_refused"] < len(replies.lines) else int(before.facts["idle_rounds"]) + 1
+    idle = _idle_rounds(int(before.facts["idle_rounds"]), summary)
     if idle >= MAX_IDLE_ROUNDS:
         raise RunError(_why_idle(server, before.round, idle, replies.lines))
-    facts = {**before.facts, "idle_rounds": idle}
-    return Checkpoint(round, state, central, facts), [*replies.lines, *warnings, summary]
+    facts = {**before.facts, "idle_rounds": idle, FACT: on_their_way}
+    return Checkpoint(round, state, central, facts, attached), [*replies.lines, *warnings, summary]
 
 
-@dataclass(frozen=True)
-class _Dispatch:
-    """What a round's requests are made of.
-
-    Attributes:
-        parts: client → what it gets.
-        devices: client → what it has.
-        plans: client → how it works, of those for which the planner decides.
-        coverage: knows what each client held last.
-        sent: is filled as requests go out.
-    """
-
-    parts: Mapping[str, Part]
-    devices: Mapping[str, Device]
-    plans: Mapping[str, Forecast]
-    coverage: Coverage
-    sent: dict[str, Sent]
-
-
-def _devices(server: Server, round: int) -> tuple[dict[str, Device], dict[str, str]]:
-    """The devices that take part in a round, and why others decline."""
-    found = server.experiment.fleet.devices(server.ground.clients, round, server.experiment.seed)
-    here = set(server.transport.nodes())
-    taking_part = {client: device for client, device in found.items() if device.width > 0 and client in here}
-    declined = dict[str, str]()
-    if server.planner is not None:
-        declined = server.planner.declined(taking_part)
-        taking_part = {client: device for client, device in taking_part.items() if client not in declined}
-    if not taking_part and declined:
-        assert server.planner is not None
-        raise RunError(server.planner.why_none(found.values(), declined.values()))
-    if not taking_part:
-        raise RunError(
-            f"none of {len(found)} devices takes part in round {round}: the fleet gives each of them no part of the "
-            "model. Lower fleet.min_width, or let some devices be wider"
-        )
-    return taking_part, declined
-
-
-def _wanted(server: Server, devices: Mapping[str, Device], round: int) -> tuple[dict[str, Part], dict[str, Forecast]]:
-    """The part that each client would get, and what is planned for those that tell their memory."""
-    parts, plans = dict[str, Part](), dict[str, Forecast]()
-    for client, device in devices.items():
-        plan = server.planner.choose(device) if server.planner and device.memory_bytes is not None else None
-        if plan is None:
-            parts[client] = server.ground.part(client, round, device.width)
-        else:
-            step = plan.step
-            parts[client] = server.ground.part(client, round, step.width, step.top_layers, step.rank)
-            plans[client] = plan
-    return parts, plans
+def _idle_rounds(before: int, summary: Record) -> int:
+    """Rounds in a row without a usable update; one in which nothing was due does not count while something is."""
+    if summary["num_refused"] < summary["num_clients"]:
+        return 0
+    return before if summary["num_pending"] and not summary["num_clients"] else before + 1
 
 
 def _left_out(round: int, lines: Sequence[Record]) -> list[Record]:
@@ -211,32 +172,6 @@ def _why_idle(server: Server, round: int, idle: int, lines: Sequence[Record]) ->
     )
     kept = f"the state of round {round} is kept in {server.run.checkpoints}"
     return f"no client sent a usable update in {idle} rounds in a row {advice}; {kept}"
-
-
-def _requests(server: Server, state: State, round: int, dispatch: _Dispatch) -> Iterator[Request]:
-    """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
-    experiment, ground = server.experiment, server.ground
-    progress = (round - 1) / max(1, experiment.num_rounds - 1)
-    whole: Payload | None = None
-    for client in sorted(dispatch.parts):
-        part, began = dispatch.parts[client], time.perf_counter()
-        plan = ground.sent(part)
-        if tree.is_whole(plan) and len(plan) == len(state):
-            # Most cohorts get one and the same part; it is packed once.
-            payload = whole = experiment.wire.encode(state) if whole is None else whole
-        else:
-            payload = experiment.wire.encode(state, plan)
-        now, last, base_bytes = time.perf_counter(), dispatch.coverage.last.get(client), 0
-        if not dispatch.devices[client].has_base:
-            base_bytes = ground.base_bytes(part, last)
-        dispatch.coverage.last[client] = part
-        forecast = dispatch.plans.get(client)
-        told, rung = {}, Rung()
-        if forecast is not None:
-            rung = forecast.step.rung
-            told = records.plan(dispatch.devices[client].kind, rung.name, forecast.peak_bytes)
-        dispatch.sent[client] = Sent(now, payload.num_bytes + base_bytes, base_bytes, now - began, told)
-        yield Request(round, client, progress, part, payload, ground.base.fingerprint, rung)
 
 
 def _measure(server: Server, state: State, record: Record, *, whole: bool) -> None:

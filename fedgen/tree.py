@@ -193,8 +193,8 @@ def paste(plan: Plan, values: State, into: State, weight: int | float = 1) -> No
         _put(into[name], values[name], weight, cuts, runs)
 
 
-def fixed_point(values: State, weight: int) -> State:
-    """``weight * values`` in whole units of 2**-36, as int64.
+def fixed_point(values: State, weight: int, discount: float = 1.0) -> State:
+    """``weight * discount * values`` in whole units of 2**-36, as int64.
 
     Sums of such tensors are exact, so they do not depend on the order of their terms: replies may be folded as they
     arrive and any order gives the same bits.
@@ -202,11 +202,11 @@ def fixed_point(values: State, weight: int) -> State:
     >>> fixed_point({"w": torch.tensor([0.5])}, 3)["w"].item() == 3 * 2**35
     True
     """
-    unit = float(2**FRACTION_BITS)
+    unit = discount * 2**FRACTION_BITS
     return {name: t.double().mul_(unit).round_().long().mul_(weight) for name, t in values.items()}
 
 
-def floating_point(total: State, divisor: int) -> State:
+def floating_point(total: State, divisor: int | float) -> State:
     """``total / divisor`` of fixed-point tensors, as fp64.
 
     >>> floating_point(fixed_point({"w": torch.tensor([0.5])}, 3), 3)["w"].item()

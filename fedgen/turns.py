@@ -4,26 +4,18 @@ Sums of fp32 depend on the order of their terms, so replies are folded in the or
 comes before its turn waits on the disk: memory stays at one payload, however slow the first client is.
 """
 
-import json
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-import torch
-
+from fedgen import spool
 from fedgen.disk import writing
-from fedgen.errors import RunError
 from fedgen.messages import Payload
+from fedgen.spool import Place
 
-
-class _Place(NamedTuple):
-    """Where a payload waits in the file: its manifest as JSON, then its bytes."""
-
-    start: int
-    manifest_bytes: int
-    payload_bytes: int
+Stored = Callable[[], Payload]
+"""Reads a payload from where it lies already."""
 
 
 class Turns:
@@ -40,14 +32,15 @@ class Turns:
         self._file: IO[bytes] | None = None
         self._end = 0
         self._next = 0
-        self._waiting: dict[int, _Place | None] = {}
+        self._waiting: dict[int, Place | Stored | None] = {}
 
-    def arrive(self, client: str, payload: Payload | None) -> Iterator[tuple[str, Payload]]:
+    def arrive(self, client: str, payload: Payload | Stored | None) -> Iterator[tuple[str, Payload]]:
         """Takes what came of a client and hands on what is due now, in order.
 
         Args:
             client: one of the order; each arrives once.
-            payload: what came; None if nothing usable did, and nobody has to wait for this client any more.
+            payload: what came, or how to read it when its turn is; None if nothing usable did, and nobody has to wait
+                for this client any more.
 
         Returns:
             Client and payload of each whose turn it is. To be used up before the next arrival.
@@ -59,7 +52,7 @@ class Turns:
         assert turn >= self._next, "a client arrives once, and before its round is over"
         assert turn not in self._waiting, "a client arrives once"
         if turn > self._next:
-            self._waiting[turn] = None if payload is None else self._put(payload)
+            self._waiting[turn] = self._put(payload) if isinstance(payload, Payload) else payload
             return iter(())
         self._next += 1
         return self._hand_on(client, payload)
@@ -78,58 +71,36 @@ class Turns:
             self._file = None
         self._waiting.clear()
 
-    def _hand_on(self, client: str, payload: Payload | None) -> Iterator[tuple[str, Payload]]:
+    def _hand_on(self, client: str, payload: Payload | Stored | None) -> Iterator[tuple[str, Payload]]:
         if payload is not None:
-            yield client, payload
+            yield client, payload if isinstance(payload, Payload) else payload()
         del payload  # it must not be held while the next one is read
         while self._next in self._waiting:
             self._next += 1
             yield from self._take(self._next - 1)
 
     def _take(self, turn: int) -> Iterator[tuple[str, Payload]]:
-        place = self._waiting.pop(turn)
-        if place is not None:
-            payload = self._get(place)
-            if not any(self._waiting.values()):
+        waiting = self._waiting.pop(turn)
+        if isinstance(waiting, Place):
+            payload = self._get(waiting)
+            if not any(isinstance(other, Place) for other in self._waiting.values()):
                 self._clear()
             yield self._order[turn], payload
+        elif waiting is not None:
+            yield self._order[turn], waiting()
 
-    def _put(self, payload: Payload) -> _Place:
-        manifest = json.dumps(payload.manifest).encode()
-        place = _Place(self._end, len(manifest), payload.num_bytes)
+    def _put(self, payload: Payload) -> Place:
         with writing(self._folder):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - see close
-            start = place.start
-            for content in (memoryview(manifest), payload.data.contiguous().numpy().data):
-                while content:
-                    written = os.pwrite(self._file.fileno(), content, start)
-                    content, start = content[written:], start + written
-        self._end = start
+            place = spool.put(self._file.fileno(), self._end, payload)
+        self._end = place.end
         return place
 
-    def _get(self, place: _Place) -> Payload:
+    def _get(self, place: Place) -> Payload:
         """Raises RunError if the disk fails."""
-        manifest = bytearray(place.manifest_bytes)
-        self._read(memoryview(manifest), place.start)
-        # Memory of torch's own, aligned like that of a payload that did not wait: sums must not depend on it.
-        data = torch.empty(place.payload_bytes, dtype=torch.uint8)
-        self._read(data.numpy().data, place.start + place.manifest_bytes)
-        return Payload(tuple((name, dtype, tuple(shape)) for name, dtype, shape in json.loads(manifest)), data)
-
-    def _read(self, into: memoryview, start: int) -> None:
         assert self._file is not None, "what waits has been written"
-        try:
-            while into:
-                length = os.preadv(self._file.fileno(), [into], start)
-                if not length:
-                    raise OSError("the file is shorter than what was written")
-                into, start = into[length:], start + length
-        except OSError as error:
-            raise RunError(
-                f"a reply that waited for its turn in {self._folder} cannot be read back: {error.strerror or error}. "
-                "Look at the disk's health (dmesg) and continue the run; what was saved before is intact"
-            ) from error
+        return spool.get(self._file.fileno(), place, self._folder)
 
     def _clear(self) -> None:
         """Gives the space back when nothing waits, so that the file is never longer than a round's replies."""

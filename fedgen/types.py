@@ -166,12 +166,15 @@ class Part:
     Attributes:
         width: share of the units of every cut axis.
         kept: the units; axes of which it has everything are left out, so that of the whole model it is empty.
+        missed: rounds in which the client could not be asked so far, since it was still at work; the units follow from
+            it, as they do from the round.
         top_layers: share of the layers that it trains, counted from the last; it holds the others as they are.
         rank: rows of low-rank factors that it holds, the first ones; None for all.
     """
 
     width: float = 1.0
     kept: Kept = field(default_factory=dict)
+    missed: int = 0
     top_layers: float = 1.0
     rank: int | None = None
 
@@ -203,6 +206,8 @@ class Choice:
         num_clients: number of all clients.
         seed: of the run; randomness is derived from it.
         scores: how much each unit matters; None for an extraction that does not ask.
+        missed: earlier rounds in which the client could not be asked, since it was still at work. What goes through the
+            units in turn counts rounds without these, or a client that misses every second round sees half of them.
     """
 
     axis: str
@@ -214,6 +219,7 @@ class Choice:
     num_clients: int = 1
     seed: int = 0
     scores: Float[Tensor, " units"] | None = None
+    missed: int = 0
 
 
 @dataclass(frozen=True)
@@ -246,12 +252,23 @@ class Trained:
 
 @dataclass(frozen=True)
 class Update:
-    """A client's change, unpacked and checked: deltas of the tensors in the plan."""
+    """A client's change, unpacked and checked: deltas of the tensors in the plan.
+
+    Attributes:
+        plan: where the changes belong.
+        tensors: the changes.
+        num_examples: that they come of.
+        metrics: numbers about the client's work.
+        staleness: rounds since the client was asked; the changes are to the state of that time.
+        discount: the update's weight is multiplied by it; 1 if it is not stale.
+    """
 
     plan: Plan
     tensors: State
     num_examples: int
     metrics: Metrics = field(default_factory=dict)
+    staleness: int = 0
+    discount: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedgen import tree
 from fedgen.aggregation.held_sum import HeldSum, advance, magnitude
+from fedgen.errors import ClientError
 from fedgen.types import Index, State, Update
 
 A, B = "lora_A.weight", "lora_B.weight"
@@ -55,7 +56,8 @@ class Total:
 class Flexlora:
     """Mean of the products of LoRA factors, cut back to their rank (FlexLoRA).
 
-    Tensors that are not one of two factors get the mean over their holders. The server needs memory for an fp32
+    Tensors that are not one of two factors get the mean over their holders. Updates that come rounds late are refused:
+    they change factors that the decomposition has replaced since. The server needs memory for an fp32
     matrix as large as every weight that is adapted, all at once: tens of times the adapter. To that comes one more such
     matrix while an update is folded, and up to eight for the decomposition, one product at a time. That takes time
     as well: 0.2 s for 1536 × 576, eight times that for twice the width.
@@ -82,12 +84,14 @@ class Flexlora:
         """Folds one update into the total, in place, product by product.
 
         Raises:
-            ClientError: the update does not fit its plan, is not finite, or the sum could overflow (`too_large`); the
-                total is unchanged then.
+            ClientError: the update does not fit its plan, is not finite, comes rounds late (`late`), or the sum could
+                overflow (`too_large`); the total is unchanged then.
         """
-        weight = update.num_examples if self.weighting == "num_examples" else 1
+        weight = (update.num_examples if self.weighting == "num_examples" else 1) * update.discount
         largest = magnitude(update, {name: t.shape for name, t in total.state.items()})
         pairs = {stem: pair for stem, pair in total.pairs.items() if not update.plan.keys().isdisjoint(pair)}
+        if pairs and update.staleness:
+            raise ClientError("late", "the factors that it changes have been replaced since the client was asked")
         bounds = [_bound(total.state, update, pair) for pair in pairs.values()]
         total.held.admit(weight, max([largest, *bounds]))
         plain = {name: kept for name, kept in update.plan.items() if name in total.held.shapes}

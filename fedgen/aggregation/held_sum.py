@@ -59,14 +59,14 @@ class HeldSum:
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
         self.shapes = dict(shapes)
         self.sums: State = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        self.weight = 0
+        self.weight = 0.0
         self._magnitude = 0.0
         # Equal indices are kept once and known by their number; plans that are equal on a tensor are one entry there.
         self._indices: list[Index] = []
         self._alike: dict[tuple[int, int], list[int]] = {}
-        self._holders: dict[str, dict[tuple[int | None, ...], int]] = {name: {} for name in shapes}
+        self._holders: dict[str, dict[tuple[int | None, ...], float]] = {name: {} for name in shapes}
 
-    def admit(self, weight: int, magnitude: float) -> None:
+    def admit(self, weight: int | float, magnitude: float) -> None:
         """Counts an update that is about to be folded.
 
         Args:
@@ -82,7 +82,7 @@ class HeldSum:
         self._magnitude = bound
         self.weight += weight
 
-    def fold(self, plan: Plan, change: State, weight: int) -> None:
+    def fold(self, plan: Plan, change: State, weight: int | float) -> None:
         """Adds ``weight * change``; the update has been admitted."""
         tree.paste(plan, change, self.sums, weight)
         numbers: dict[int, int] = {}
@@ -127,7 +127,7 @@ class HeldSum:
         divisor = self.mass(name)
         held = divisor > 0
         if coverage_power != 1:
-            divisor.pow_(coverage_power).mul_(float(self.weight) ** (1 - coverage_power))
+            divisor.pow_(coverage_power).mul_(self.weight ** (1 - coverage_power))
         return self.sums.pop(name).div_(divisor), held
 
     def _number(self, index: Index) -> int:

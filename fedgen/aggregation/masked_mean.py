@@ -66,7 +66,7 @@ class MaskedMean:
             ClientError: the update does not fit its plan, is not finite, or the sum could overflow (`too_large`); the
                 total is unchanged then.
         """
-        weight = update.num_examples if self.weighting == "num_examples" else 1
+        weight = (update.num_examples if self.weighting == "num_examples" else 1) * update.discount
         total.admit(weight, magnitude(update, total.shapes))
         total.fold(update.plan, update.tensors, weight)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fedgen import tree
@@ -25,12 +25,12 @@ class Total:
 
     Attributes:
         sums: sum of weight × change, in fixed point.
-        weight: sum of weights.
+        weight: sum of weights; exact, since each is a whole number of examples times a discount of few bits.
         magnitude: sum of weight × largest entry, a bound on every entry of the sums.
     """
 
     sums: State
-    weight: Int[Tensor, ""]
+    weight: Float[Tensor, ""]
     magnitude: Float[Tensor, ""]
 
 
@@ -62,7 +62,7 @@ class Mean:
     def zero(self, state: State) -> Total:
         """An empty total."""
         sums = {name: torch.zeros(t.shape, dtype=torch.int64) for name, t in state.items()}
-        return Total(sums, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64))
+        return Total(sums, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
 
     def add(self, total: Total, update: Update) -> None:
         """Folds one update into the total, in place.
@@ -70,11 +70,12 @@ class Mean:
         Raises:
             ClientError: `too_large`, if the sum could overflow; the total is unchanged then.
         """
-        weight = update.num_examples if self.weighting == "num_examples" else 1
+        count = update.num_examples if self.weighting == "num_examples" else 1
+        weight = count * update.discount
         magnitude = total.magnitude + weight * tree.largest(update.tensors)
         if float(magnitude) > LARGEST_SUM:
             raise ClientError("too_large", f"weighted changes add up to {float(magnitude):.3g}, over {LARGEST_SUM:.3g}")
-        tree.paste(update.plan, tree.fixed_point(update.tensors, weight), total.sums)
+        tree.paste(update.plan, tree.fixed_point(update.tensors, count, update.discount), total.sums)
         total.weight.add_(weight)
         total.magnitude.copy_(magnitude)
 
@@ -83,7 +84,7 @@ class Mean:
 
         With no update at all, both states stay as they are.
         """
-        weight = int(total.weight)
+        weight = float(total.weight)
         if weight == 0:
             return state, server
         mean = tree.floating_point(total.sums, weight)

@@ -14,6 +14,7 @@ _NUM_ROUNDS_SHOWN = 8
 _NUM_ROUNDS_TIMED = 5
 _NUM_WARNINGS = 3
 _NUM_NAMES = 3
+_LATE = {"num_late": "late", "num_pending": "still to come"}
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,12 @@ class Seen:
 
     def _dispatch(self, record: dict[str, Any]) -> str:
         self.round, self._round_began = int(record["round"]), self.clock()
-        self._waiting = dict.fromkeys(map(str, record.get("clients") or ()))
+        clients, late, due = (list(map(str, record.get(key) or ())) for key in ("clients", "late", "due"))
+        self._waiting = dict.fromkeys([*(client for client in clients if client not in set(late)), *due])
         self._asked = len(self._waiting)
         self._doing = self._at_work()
-        return f"{self._where(record)}: asked {text.plural(self._asked, 'client')}"
+        later = f", {len(late)} for later rounds" if late else ""
+        return f"{self._where(record)}: asked {text.plural(len(clients), 'client')}{later}"
 
     def _client(self, record: dict[str, Any]) -> str:
         client, refused = str(record["client"]), record.get("refused")
@@ -157,7 +160,9 @@ class Seen:
             if refused
             else f"loss {text.number(finite(record.get('loss')))}, {took}"
         )
-        return f"{self._where(record)}: {text.clean(client)} {said} {back}"
+        asked = finite(record.get("asked"))
+        when = f", asked in round {asked}" if asked is not None and asked < record["round"] else ""
+        return f"{self._where(record)}: {text.clean(client)} {said}{when} {back}"
 
     def _round(self, record: dict[str, Any]) -> str:
         row = self._row(record)
@@ -176,6 +181,7 @@ class Seen:
         if row.round > 0:
             parts.append(f"{text.num_bytes(row.bytes_down)} down, {text.num_bytes(row.bytes_up)} up")
         parts += [f"{row.num_refused} refused"] if row.num_refused else []
+        parts += [f"{number} {said}" for key, said in _LATE.items() if (number := finite(record.get(key)))]
         parts.append(f"in {text.seconds(row.seconds)}")
         if (left := self.seconds_left) is not None and row.round < self.num_rounds:
             parts.append(f"{text.seconds(left)} left")

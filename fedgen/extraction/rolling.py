@@ -13,6 +13,12 @@ equally often if, and only if, g divides k. With blocks, all of this holds of bl
 If both dimensions of a matrix roll in phase, as those of the residual stream do, entry (a, b) is held only if a and b
 lie within one window: at width 1/4 half of the entries are never trained, however long the run. The default axes cut
 one dimension of every matrix, where this does not occur.
+
+Late clients. In FedRolex a round is the server's, and all who are asked in it share a window. A device whose reply
+comes two rounds late can be asked in every third round only; with three tiles it would see one of them for ever. So
+rounds that a client misses because it is still at work do not count for it, and its window moves on by one stride from
+each round to the next in which it could be asked: the law above holds of these rounds. For clients that are never late
+nothing differs, and a cohort that is drawn at random shares one window.
 """
 
 import math
@@ -29,6 +35,8 @@ from fedgen.types import Choice, Index, Steps
 @dataclass(frozen=True)
 class Rolling:
     """A window that moves on in every round and wraps around (FedRolex).
+
+    Rounds that a client misses since it is still at work do not count for it.
 
     With blocks, ceil(num_kept / block) of them are kept. That can be up to block - 1 units more than were asked for;
     the last block of an axis may be short, and a window that holds it has so many units less. An axis of one block is
@@ -72,7 +80,7 @@ class Rolling:
         stride = num_kept if self.stride is None else self.stride // self.block
         if math.gcd(num_blocks, stride) > num_kept:
             raise ConfigError(self._unreachable(choice.axis, num_blocks, num_kept))
-        start = (choice.round - 1) * stride
+        start = (choice.round - choice.missed - 1) * stride
         if self.phase == "striped":
             start += choice.place * num_blocks // choice.num_clients
         blocks = ((start + torch.arange(num_kept)) % num_blocks).sort().values

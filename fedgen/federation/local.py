@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedgen import checkpoint, seeds
-from fedgen.bases import Bases
 from fedgen.checkpoint import Checkpoint
 from fedgen.device import Holding, answer, hold
 from fedgen.disk import write_atomic
@@ -63,10 +62,9 @@ class Local:
             workers = Workers(experiment.learners(base, self._num_workers(experiment, shards)))
             try:
                 gate = prepare(experiment, base, workers, dataset, sorted(shards))
-                bases = Bases(experiment, base)
-                planner = workers.borrow(lambda learner: planner_of(gate.ground, bases, learner, dataset.public))
-                transport = LocalTransport(gate.ground, bases, workers, shards, self.own_process)
-                serve(Server(gate, planner, run, transport, workers, dataset.evaluation, facts, observe))
+                planner = workers.borrow(lambda learner: planner_of(gate.ground, learner, dataset.public))
+                transport = LocalTransport(gate.ground, workers, shards, self.own_process)
+                serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe, planner))
             finally:
                 workers.close()
 
@@ -87,8 +85,7 @@ def planned(experiment: Experiment) -> Planner:
     workers = Workers(experiment.learners(base, 1))
     try:
         gate = prepare(experiment, base, workers, dataset, sorted(shards_of(experiment, dataset)), plans=True)
-        bases = Bases(experiment, base)
-        found = workers.borrow(lambda learner: planner_of(gate.ground, bases, learner, dataset.public))
+        found = workers.borrow(lambda learner: planner_of(gate.ground, learner, dataset.public))
     finally:
         workers.close()
     assert found is not None
@@ -101,14 +98,12 @@ class LocalTransport:
 
     Attributes:
         ground: what clients do, and with what.
-        bases: the model in the types of weights that rungs ask for.
         workers: who does it.
         shards: client name → its examples.
         own_process: every turn is a process of its own.
     """
 
     ground: Ground
-    bases: Bases
     workers: Workers
     shards: Mapping[str, Sequence[Example]]
     own_process: bool = False
@@ -134,7 +129,7 @@ class LocalTransport:
             holding = self._holdings[request.client] = hold(learner, self.shards[request.client])
         if self.own_process:
             return answer_apart(self.ground, request, holding)
-        return answer(self.ground, self.bases, request, learner, holding)
+        return answer(self.ground, request, learner, holding)
 
 
 def shards_of(experiment: Experiment, dataset: Dataset) -> dict[str, Sequence[Example]]:

@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.connection
 from dataclasses import dataclass
 
-from fedgen.bases import Bases
 from fedgen.device import Holding, answer
 from fedgen.experiment import Experiment
 from fedgen.messages import Reply, Request
@@ -67,5 +66,5 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
     experiment, dtype = turn.experiment, turn.request.rung.dtype
     base = experiment.model.load(experiment.seed, dtype=dtype)
     [learner] = experiment.learners(base, 1)
-    ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans)
-    connection.send(answer(ground, Bases(experiment, base, dtype), turn.request, learner, turn.holding))
+    ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans, dtype=dtype)
+    connection.send(answer(ground, turn.request, learner, turn.holding))

@@ -28,6 +28,8 @@ class Levels:
         redraw: every client's level is drawn anew in each round; otherwise it is dealt out once, in exact proportion.
         min_width: devices with less take no part, which is the baseline that leaves small devices out.
         has_base: devices keep the base model's checkpoint, so that only what is trained travels.
+        delays: replies come in so many rounds after the one in which they are asked for, per level; null for all in the
+            same round.
     """
 
     widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
@@ -35,6 +37,7 @@ class Levels:
     redraw: bool = False
     min_width: float = 0.0
     has_base: bool = True
+    delays: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, and a fleet without any device that may take part."""
@@ -51,6 +54,12 @@ class Levels:
                 f"min_width is {self.min_width}; it must be at least 0 and at most {max(self.widths)}, the largest of "
                 "widths, or no device takes part"
             )
+        if self.delays is not None and len(self.delays) != len(self.widths):
+            raise ValueError(
+                f"delays has {len(self.delays)} numbers; widths has {len(self.widths)}, one is due to each"
+            )
+        if not all(delay >= 0 for delay in self.delays or ()):
+            raise ValueError(f"delays is {list(self.delays or ())}; each is rounds, at least 0 (in the same round)")
 
     def devices(self, clients: Sequence[str], round: int, seed: int) -> dict[str, Device]:
         """Client → its device; one below min_width has width 0.
@@ -65,7 +74,8 @@ class Levels:
 
     def _device(self, level: int) -> Device:
         width = self.widths[level]
-        return Device(width if width >= self.min_width else 0.0, self.has_base)
+        delay = self.delays[level] if self.delays else 0
+        return Device(width if width >= self.min_width else 0.0, self.has_base, delay)
 
     def _shares(self) -> tuple[float, ...]:
         return self.shares or (1.0,) * len(self.widths)

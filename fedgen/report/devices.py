@@ -24,6 +24,11 @@ def has_parts(classes: Sequence[Record]) -> bool:
     return any(row["width"] != 1 for row in classes)
 
 
+def has_late(classes: Sequence[Record]) -> bool:
+    """Whether any reply came in rounds after it was asked for."""
+    return any(row["staleness"] for row in classes)
+
+
 def _width(turn: Record) -> Number:
     width = finite(turn.get("width"))
     return 1.0 if width is None else width
@@ -39,10 +44,17 @@ def _row(width: Number, turns: Sequence[Record]) -> Record:
         # A device that cannot tell its peak says zero.
         "peak_memory_bytes": _largest(turns, "peak_memory_bytes") or None,
         **{key: _mean(turn.get(key) for turn in turns) for key in ("bytes_down", "base_bytes", "bytes_up")},
+        "staleness": _mean(_staleness(turn) for turn in turns),
         "seconds_compute": _mean(series.seconds(turn, "compute") for turn in turns),
         "loss": loss,
         "loss_round": at,
     }
+
+
+def _staleness(turn: Record) -> Number | None:
+    """Rounds from the request to the round in which the reply came in."""
+    asked = finite(turn.get("asked"))
+    return None if asked is None else turn["round"] - asked
 
 
 def _newest_loss(turns: Sequence[Record]) -> tuple[int | None, float | None]:

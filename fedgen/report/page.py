@@ -8,7 +8,7 @@ from typing import Any
 from fedgen import disk
 from fedgen.report import coverage, gate, series, text
 from fedgen.report.charts import Chart, Curve, Plot, curves, is_share, spread, stack
-from fedgen.report.devices import has_parts
+from fedgen.report.devices import has_late, has_parts
 from fedgen.report.records import Number, Record, Records, finite, read
 from fedgen.report.series import SECONDS, Followed, Points
 from fedgen.report.summary import summary_of
@@ -68,6 +68,7 @@ def _page(records: Records, summary: Record) -> bytes:
         clients=clients,
         owners=owners,
         has_parts=has_parts(summary["device_classes"]),
+        has_late=has_late(summary["device_classes"]),
         gate_sentence=gate.sentence(summary["gate"]),
         coverage_sentence=coverage.sentence(summary["coverage"]),
         uncovered=coverage.uncovered(summary["coverage"]),

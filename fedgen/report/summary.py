@@ -33,9 +33,10 @@ def summarise(folder: Path) -> dict[str, Any]:
         refused: {word: count}} per client; `owners`: one {owner, before, after} per owner of examples, of the number
         that is followed;
         `device_classes`: one {width, num_clients, num_turns, held_bytes, train_bytes, peak_memory_bytes, bytes_down,
-        base_bytes, bytes_up, seconds_compute, loss, loss_round} per share of the model that clients held, of which the
-        first three bytes are the largest, the others and the seconds means per turn, and the loss is the mean of
-        `loss_round`, the last round in which the class took part;
+        base_bytes, bytes_up, staleness, seconds_compute, loss, loss_round} per share of the model that clients held, of
+        which the first three bytes are the largest, the others, the seconds and the rounds from request to reply
+        (staleness) means per turn, and the loss is the mean of `loss_round`, the last round in which the class took
+        part;
         `coverage`: None if no round says what was held, else {round, held, never, groups: one {tensors, num_tensors,
         held, never, never_max} per kind of tensors}, where `held` is the share of the clients' weight that held an
         entry in that round and `never` the share of entries that nobody has held so far, both means over tensors;
@@ -161,8 +162,9 @@ def _round(record: Record, follow: Followed | None) -> Record:
         "round": record["round"],
         **{
             key: finite(record.get(key))
-            for key in ("num_clients", "num_refused", "loss", "bytes_down", "bytes_up", "peak_memory_bytes")
+            for key in ("num_clients", "num_refused", "num_late", "num_pending", "loss", "bytes_down", "bytes_up")
         },
+        "peak_memory_bytes": finite(record.get("peak_memory_bytes")),
         "quality": finite(numbers.get(follow.metric)) if follow else None,
         "seconds": {part: series.seconds(record, part) for part in (*SECONDS, "total")},
     }

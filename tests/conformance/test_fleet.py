@@ -48,3 +48,10 @@ def test_the_order_of_the_clients_does_not_matter(name, clients, round, seed):
         devices = FLEETS[name].devices(order, round, seed)
         assert devices == first
         assert list(devices) == list(first)
+
+
+@each
+@anywhere
+def test_a_reply_comes_in_in_the_round_of_its_request_or_a_later_one(name, clients, round, seed):
+    devices = FLEETS[name].devices(clients, round, seed)
+    assert all(type(device.delay) is int and device.delay >= 0 for device in devices.values())

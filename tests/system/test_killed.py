@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 # Forks real processes from one that has paid for the imports and has no threads yet, so that a kill costs no start-up.
 SCRIPT = """
 import hashlib, json, os, pathlib, random, signal, sys, time
@@ -16,7 +18,7 @@ from fedgen.federation import local
 
 ARGUMENTS = [
     "recipe=tiny", "num_rounds=5", "aggregation.momentum=0.5", "cohort_size=3", "num_evaluated=16",
-    "num_evaluated_per_round=16", "data.num_train=16", "client.num_steps=4", "selection=perplexity",
+    "num_evaluated_per_round=16", "data.num_train=16", "client.num_steps=4", "selection=perplexity", *sys.argv[4:],
 ]
 
 def begin(root, arguments):
@@ -36,7 +38,8 @@ def result(root):
         files[name] = hashlib.sha256(state.read_bytes()).hexdigest()
     files["adapter"] = hashlib.sha256((folder / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    files["journal"] = [(l["kind"], l["round"], l.get("client"), l.get("loss"), l.get("evaluation")) for l in lines]
+    told = ("kind", "round", "client", "asked", "loss", "evaluation", "coverage", "num_pending", "text")
+    files["journal"] = [[line.get(key) for key in told] for line in lines]
     return folder, files
 
 def num_rounds(root):
@@ -50,7 +53,7 @@ whole = time.monotonic() - began
 _, expected = result(work / "unbroken")
 draw = random.Random(int(sys.argv[2]))
 told = []
-for number in range(5):
+for number in range(int(sys.argv[3])):
     # A moment in a drawn round: waiting for the round itself keeps it there on a machine of any speed.
     root, rounds, delay = work / f"killed-{number}", draw.randrange(5), draw.random() * whole / 20
     pid = begin(root, ["train", *ARGUMENTS])
@@ -71,11 +74,15 @@ print(json.dumps(told))
 """
 
 
-def test_five_kills_at_random_moments_end_with_the_same_bytes(tmp_path):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "20261123"]
+LATE = ["extraction=rolling", "extraction.stride=null", "fleet.delays=[0,2,1,1]"]
+
+
+@pytest.mark.parametrize(("num_kills", "arguments"), [(5, []), (4, LATE)], ids=["in time", "late"])
+def test_kills_at_random_moments_end_with_the_same_bytes(tmp_path, num_kills, arguments):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "20261123", str(num_kills), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    assert len(told) == 5
+    assert len(told) == num_kills
     assert sum(run["killed"] for run in told) >= 3, told
     assert all(run["equal"] for run in told), told

@@ -1,5 +1,6 @@
 import errno
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen import checkpoint
-from fedgen.checkpoint import Checkpoint
+from fedgen.checkpoint import Attached, Checkpoint
 from fedgen.errors import RunError
 
 FILES = ("state.safetensors", "server.safetensors", "facts.json", "manifest.json")
@@ -130,6 +131,53 @@ def test_a_run_that_went_back_does_not_lose_what_it_saves_to_damaged_later_round
     assert len(skipped) == 2
     checkpoint.save(tmp_path, made(8), identity="mine", keep=1)
     assert same(checkpoint.load_latest(tmp_path, identity="mine")[0], made(8))
+
+
+def attached(path, content: bytes) -> Attached:
+    path.write_bytes(content)
+    return Attached(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def with_files(round: int, files: dict[str, Attached]) -> Checkpoint:
+    return Checkpoint(round, {}, {}, {}, files)
+
+
+@pytest.mark.parametrize("linking", [True, False])
+def test_attached_files_are_moved_in_and_go_along_from_one_checkpoint_to_the_next(tmp_path, monkeypatch, linking):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not linking:
+        monkeypatch.setattr(os, "link", refuse)
+    first = with_files(1, {"a.bin": attached(tmp_path / ".new", b"abc")})
+    first = first.within(checkpoint.save(tmp_path, first, identity="mine"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0001"]
+    second = with_files(2, {**first.attached, "b.bin": attached(tmp_path / ".newer", b"")})
+    second = second.within(checkpoint.save(tmp_path, second, identity="mine", keep=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0002"]
+    found, skipped = checkpoint.load_latest(tmp_path, identity="mine")
+    assert skipped == []
+    assert found.attached == second.attached
+    assert {name: file.path.read_bytes() for name, file in found.attached.items()} == {"a.bin": b"abc", "b.bin": b""}
+    # Saved again, as by a run that had to go back: what it is made of lies in the folder that is replaced.
+    checkpoint.save(tmp_path, second, identity="mine")
+    assert checkpoint.load_latest(tmp_path, identity="mine")[0].attached == second.attached
+    checkpoint.save(tmp_path, with_files(3, {}), identity="mine")
+    assert not (tmp_path / "round-0003" / "a.bin").exists()
+
+
+def test_a_damaged_attached_file_makes_a_checkpoint_that_is_passed_over(tmp_path):
+    for round in (1, 2):
+        path = checkpoint.save(
+            tmp_path, with_files(round, {"a.bin": attached(tmp_path / ".new", b"abc")}), identity="mine"
+        )
+    (path / "a.bin").write_bytes(b"abd")
+    found, (text,) = checkpoint.load_latest(tmp_path, identity="mine")
+    assert found.round == 1
+    assert text == "checkpoint round-0002 was skipped: a.bin has changed since it was saved (its SHA-256 differs)"
+    (tmp_path / "round-0001" / "a.bin").unlink()
+    with pytest.raises(RunError, match=r"a\.bin is missing"):
+        checkpoint.load_latest(tmp_path, identity="mine")
 
 
 def test_files_get_the_rights_of_the_umask(tmp_path):

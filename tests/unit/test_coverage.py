@@ -1,6 +1,7 @@
 """Who held what, by hand; and what nobody will ever hold, found beforehand."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.learner import Base
 from fedgen.model.tiny import Tiny
-from fedgen.types import Part
+from fedgen.types import Choice, Part
 from tests.conformance.grounds import CLIENTS, make_ground
 
 UP, DOWN, QUERY = "mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"
@@ -276,3 +277,46 @@ class Noting:
 
     def steps(self, width):
         return Random().steps(width)
+
+
+# --- replies that come in rounds after they were asked for -----------------------------------------------------------
+
+
+def test_windows_of_late_devices_get_round_and_what_comes_after_the_end_does_not_count(base):
+    fields = {"extraction": Rolling(stride=None), "fleet": Uniform(width=0.5, delay=1)}
+    # Asked in rounds 1 and 3, and the second tile comes in in round 4.
+    assert warn_of_gaps(make_ground(base, Full(), num_rounds=4, **fields)) == []
+    (text,) = warn_of_gaps(make_ground(base, Full(), num_rounds=3, **fields))
+    assert text.startswith("50.0% of kv, 50.0% of ffn will never be trained in this run: the widest device holds 0.5")
+    (text,) = warn_of_gaps(make_ground(base, Full(), num_rounds=1, **fields))
+    assert text.startswith("100.0% of")
+
+
+def test_a_width_that_is_refused_is_refused_even_if_its_reply_would_come_too_late(base):
+    fields = {"extraction": Rolling(axes=("ffn",), stride=4), "fleet": Uniform(width=0.25, delay=9), "num_rounds": 2}
+    with pytest.raises(ConfigError, match=r"extraction\.stride is 4"):
+        warn_of_gaps(make_ground(base, Full(), **fields))
+
+
+def test_a_journal_with_late_replies_gives_what_living_through_it_gave(base):
+    ground = make_ground(base, Full(), extraction=Rolling(stride=3))
+    lived, lines = Coverage(ground), []
+    # attic is asked in rounds 1, 4, 6 and its replies come in in 3, 5 and 9; cellar is never late.
+    turns = [("attic", 1, 3), ("cellar", 2, 2), ("attic", 4, 5), ("cellar", 5, 5), ("attic", 6, 9)]
+    missed = {"attic": {1: 0, 4: 2, 6: 3}, "cellar": {2: 0, 5: 0}}
+    for client, asked, due in turns:
+        line = {"kind": "client", "client": client, "asked": asked, "round": due, "width": 0.25, "refused": None}
+        lines.append(line)
+        part = ground.part(client, asked, 0.25, missed[client][asked])
+        assert part.kept["ffn.0"].tolist() == Rolling(stride=3).keep(
+            Choice("ffn.0", 8, 2, asked - missed[client][asked], client)
+        ).tolist()  # fmt: skip
+        lived.last[client] = part
+        if due <= 5:
+            assert str(lived.come_in(line)) == str(part)
+            lived.add(part, 1)
+    replayed = Coverage(ground)
+    replayed.replay(lines[:-1], lines[-1:])
+    assert replayed.never() == lived.never()
+    assert replayed.missed == lived.missed == Counter({"attic": 3})
+    assert {c: str(p) for c, p in replayed.last.items()} == {c: str(p) for c, p in lived.last.items()}

@@ -12,10 +12,12 @@ from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.mean import Mean
+from fedgen.checkpoint import Checkpoint
 from fedgen.coverage import Coverage
 from fedgen.directions import replay
 from fedgen.extraction.depth import Depth
 from fedgen.extraction.rolling import Rolling
+from fedgen.late import Late
 from fedgen.learner import Base
 from fedgen.messages import Reply
 from fedgen.model.tiny import Tiny
@@ -63,10 +65,12 @@ class Table:
     def play(self, replies):
         """The next state, what was told of the round, and what was held in it."""
         coverage = Coverage(self.ground)
-        taken = Replies(self.ground, self.state, ROUND, self.parts, coverage, self.folder)
+        late = Late(Checkpoint(ROUND - 1, {}, {}, {}), self.folder)
+        taken = Replies(self.ground, self.state, ROUND, self.parts, coverage, self.folder, late)
         told = []
         for number, client in enumerate(CLIENTS):
             taken.sent[client] = Sent(0.0, 1000 + number, 10 * number, 0.5)
+        taken.take_due(told.append)
         for reply in replies:
             taken.take(reply, told.append)
         taken.close()
@@ -287,3 +291,95 @@ def test_a_walk_that_leads_nowhere_finite_is_refused(base, tmp_path):
     assert [line["refused"] for line in taken.lines] == [None, "non_finite", None]
     assert all(torch.equal(after[name], without[name]) for name in without)
     assert now == held
+
+
+# --- replies that come in in a later round --------------------------------------------------------------------------
+
+
+def one_late(table, delay, answers, after):
+    """Round 2, in which the client of half the width is asked for a late reply, and the round in which that comes in.
+
+    Args:
+        table: of the clients.
+        delay: of the client of half the width, in rounds.
+        answers: replies of round 2.
+        after: replies of the round in which it comes in, of the other two clients.
+
+    Returns:
+        What was taken in either round, and what was held in the second.
+    """
+    coverage, late = Coverage(table.ground), Late(Checkpoint(ROUND - 1, {}, {}, {}), table.folder)
+    first = Replies(table.ground, table.state, ROUND, table.parts, coverage, table.folder, late)
+    for client in CLIENTS:
+        first.sent[client] = Sent(0.0, 1000, 10, 0.5, delay if client == "barn" else 0)
+    told = []
+    for reply in answers:
+        first.take(reply, told.append)
+    first.close()
+    assert [line["client"] for line in first.lines] == sorted(line["client"] for line in told) == ["attic", "cellar"]
+    coverage.end_round()
+    entries, attached = late.close()
+    late = Late(Checkpoint(ROUND + delay - 1, {}, {}, {"late": entries}, attached), table.folder)
+    round = ROUND + delay
+    parts = {client: table.ground.part(client, round, WIDTHS[client]) for client in ("attic", "cellar")}
+    second = Replies(table.ground, table.state, round, parts, coverage, table.folder, late)
+    for client in parts:
+        second.sent[client] = Sent(0.0, 1000, 10, 0.5)
+    second.take_due(told.append)
+    assert told[-1]["client"] == "barn"
+    for reply in after:
+        second.take(reply, told.append)
+    second.close()
+    assert coverage.missed == {"barn": delay}
+    return first, second, coverage.end_round()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_late_reply_is_folded_in_its_turn_with_the_plan_of_its_round_and_a_discount(table, reverse):
+    order = -1 if reverse else 1
+    after = [table.reply(client, ROUND + 3) for client in ("attic", "cellar")][::order]
+    _, second, _ = one_late(table, 3, list(table.good.values())[::order], after)
+    assert [(line["client"], line["round"], line["asked"], line["refused"]) for line in second.lines] == [
+        ("attic", 5, 5, None),
+        ("barn", 5, 2, None),
+        ("cellar", 5, 5, None),
+    ]
+    assert (second.lines[1]["bytes_down"], second.lines[1]["base_bytes"], second.lines[1]["width"]) == (1000, 10, 0.5)
+    folded = [(table.good["barn"], table.parts["barn"], 4 * 0.5)]  # (1 + 3)**-0.5
+    folded += [(r, table.ground.part(r.client, 5, WIDTHS[r.client]), r.num_examples) for r in after]
+    state, _ = table.ground.experiment.aggregation.apply(table.state, {}, second.total)
+    for name, before in table.state.items():
+        sums, mass = torch.zeros(before.shape, dtype=torch.float64), torch.zeros(before.shape, dtype=torch.float64)
+        for reply, part, weight in folded:
+            plan = {name: table.ground.returned(part, reply.round)[name]}
+            change = {name: Dense().decode(reply.payload)[name].double()}
+            tree.paste(plan, change, {name: sums}, weight)
+            tree.paste(plan, {name: torch.ones_like(change[name])}, {name: mass}, weight)
+        assert torch.allclose(state[name].double(), before.double() + sums / mass, atol=1e-6)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_bad_late_reply_is_refused_when_it_comes_in_and_leaves_no_trace(table, reason):
+    after = [table.reply(client, ROUND + 1) for client in ("attic", "cellar")]
+    others = [table.good["attic"], table.good["cellar"]]
+    nothing = Reply(ROUND, "barn", error="no_examples")
+    _, expected, held = one_late(table, 1, [*others, nothing], after)
+    aggregation = table.ground.experiment.aggregation
+    without, _ = aggregation.apply(table.state, {}, expected.total)
+    for bad in spoilt(table)[reason]:
+        _, second, now = one_late(table, 1, [bad, table.good["barn"], *others], after)
+        assert [line["refused"] for line in second.lines] == [None, reason, None]
+        state, _ = aggregation.apply(table.state, {}, second.total)
+        assert all(torch.equal(state[name], without[name]) for name in without)
+        assert now == held
+
+
+def test_a_late_reply_is_taken_once_and_none_to_another_round(table):
+    after = [table.reply(client, ROUND + 2) for client in ("attic", "cellar")]
+    _, once, _ = one_late(table, 2, list(table.good.values()), after)
+    again = [table.good["barn"], table.reply("barn", ROUND + 2)]
+    first, twice, _ = one_late(table, 2, [table.good["barn"], *table.good.values()], [*again, *after, *again])
+    assert len(first.warnings) == 1
+    assert len(twice.warnings) == 4
+    states = [table.ground.experiment.aggregation.apply(table.state, {}, taken.total)[0] for taken in (once, twice)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

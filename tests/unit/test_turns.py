@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedgen.errors import RunError
 from fedgen.messages import Payload
-from fedgen.turns import Turns
+from fedgen.turns import Stored, Turns
 
 NAMES = ("ada", "ben", "cleo", "dora", "emil", "fay")
 
@@ -59,6 +59,32 @@ def test_any_order_of_arrival_gives_the_order_of_the_cohort_and_the_same_bytes(a
         assert os.listdir(folder) == []
     assert [client for client, _ in got] == [client for client in NAMES if client not in unusable | absent]
     assert all(same(payload, sent[client]) for client, payload in got)
+
+
+def test_what_lies_somewhere_already_is_read_when_its_turn_is_and_not_written_again(turns, tmp_path):
+    read = []
+
+    def stored(client: str) -> Stored:
+        def load() -> Payload:
+            read.append(client)
+            return made(client)
+
+        return load
+
+    assert list(turns.arrive("ben", stored("ben"))) == []
+    assert list(turns.arrive("cleo", made("cleo"))) == []
+    assert list(turns.arrive("emil", stored("emil"))) == []
+    assert read == []
+    assert num_bytes_waiting(tmp_path) < 200
+    due = turns.arrive("ada", stored("ada"))
+    assert next(due)[0] == "ada"
+    assert read == ["ada"]
+    assert [client for client, _ in due] == ["ben", "cleo"]
+    assert read == ["ada", "ben"]
+    assert num_bytes_waiting(tmp_path) == 0  # emil's is not in the file
+    ((client, payload),) = turns.rest()
+    assert client == "emil"
+    assert same(payload, made("emil"))
 
 
 def test_each_is_handed_on_as_soon_as_nobody_before_it_is_missing(turns):

@@ -1,5 +1,6 @@
 """Products of factors against brute force in fp64, and against hand-computed numbers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -256,3 +257,18 @@ def test_factors_of_half_precision_stay_what_they_are():
     assert {t.dtype for t in after.values()} == {torch.bfloat16}
     expected = product(tree.add(before, {name: (t * 0.1).bfloat16() for name, t in state(1).items()}))
     assert close(product(after), expected, 0.02)
+
+
+def test_changes_to_factors_of_an_earlier_round_are_refused_and_leave_no_trace():
+    before = {**state(), "bias": torch.zeros(3)}
+    late = dataclasses.replace(update(WHOLE), staleness=1)
+    option = Flexlora()
+    total = option.zero(before)
+    with pytest.raises(ClientError) as caught:
+        option.add(total, late)
+    assert caught.value.reason == "late"
+    # What belongs to no pair of factors is added up like anywhere else.
+    option.add(total, Update({"bias": (None,)}, {"bias": torch.ones(3)}, 2, staleness=1, discount=0.5))
+    after, _ = option.apply(before, {}, total)
+    assert after["bias"].tolist() == [1.0] * 3
+    assert all(torch.equal(after[name], before[name]) for name in (A, B))

@@ -415,3 +415,15 @@ def test_sums_at_the_bound_are_finite():
 def test_values_out_of_range_are_refused(fields):
     with pytest.raises(ValueError, match="must be"):
         MaskedMean(**fields)
+
+
+def test_a_discount_takes_from_the_weight_and_not_from_the_change():
+    before = {"w": torch.zeros(2)}
+    fresh = Update({"w": (torch.tensor([0]),)}, {"w": torch.tensor([5.0])}, 1)
+    stale = Update({"w": (None,)}, {"w": torch.tensor([1.0, 1.0])}, 6, staleness=3, discount=0.5)
+    # (1*6*0.5 + 5*1) / (6*0.5 + 1) = 2 where both held it; where only the stale one did, its change as it is
+    after, _ = fold(MaskedMean(), [fresh, stale], before)
+    assert after["w"].tolist() == [2.0, 1.0]
+    # uniform: (0.5*1 + 5) / 1.5; with coverage_power 0 the second entry gets 0.5*1 / 1.5
+    after, _ = fold(MaskedMean(weighting="uniform", coverage_power=0.0), [fresh, stale], before)
+    assert after["w"].tolist() == pytest.approx([5.5 / 1.5, 0.5 / 1.5])

@@ -1,5 +1,6 @@
 """FedAvg and FedAvgM against hand-computed numbers."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -95,3 +96,38 @@ def test_a_change_that_could_overflow_is_refused_and_leaves_the_total_alone():
 def test_values_out_of_range_are_refused(fields):
     with pytest.raises(ValueError, match="must be"):
         Mean(**fields)
+
+
+def discounted(values, num_examples, discount):
+    return Update(PLAN, {"w": torch.tensor(values)}, num_examples, staleness=1, discount=discount)
+
+
+def test_a_discount_takes_from_the_weight_and_not_from_the_change():
+    # (1*6*0.5 + 5*1) / (6*0.5 + 1) = 2; alone, a discounted change counts in full
+    option, start = Mean(), {"w": torch.tensor([0.0])}
+    total = option.zero(start)
+    option.add(total, discounted([1.0], 6, 0.5))
+    option.add(total, Update(PLAN, {"w": torch.tensor([5.0])}, 1))
+    assert option.apply(start, {}, total)[0]["w"].tolist() == [2.0]
+    total = Mean(weighting="uniform").zero(start)
+    Mean(weighting="uniform").add(total, discounted([3.0], 6, 0.25))
+    assert option.apply(start, {}, total)[0]["w"].tolist() == [3.0]
+
+
+def test_with_discounts_no_order_changes_a_bit():
+    generator = torch.Generator().manual_seed(2)
+    start = {"w": torch.randn(50, generator=generator)}
+    updates = [
+        discounted(torch.randn(50, generator=generator).tolist(), n, round(2**20 * (1 + s) ** -0.5) / 2**20)
+        for s, n in enumerate((1, 7, 3, 1000, 2**31))
+    ]
+    results = []
+    for order in itertools.permutations(updates):
+        total = Mean().zero(start)
+        for update in order:
+            Mean().add(total, dataclasses.replace(update, tensors=tree.scale(update.tensors, 2.0**-9)))
+        results.append(Mean().apply(start, {}, total)[0]["w"])
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    weights = [update.num_examples * update.discount for update in updates]
+    mean = sum(u.tensors["w"].double() * w for u, w in zip(updates, weights, strict=True)) / sum(weights) * 2.0**-9
+    assert torch.allclose(results[0].double(), start["w"].double() + mean, atol=1e-6)

@@ -343,3 +343,25 @@ def test_a_pipe_gets_plain_lines():
 def test_importing_it_imports_no_display():
     code = "import sys, fedgen.cli.progress; assert not {'rich', 'torch', 'hydra', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_comes_in_late_is_told_when_it_comes_in_and_is_not_waited_for_before():
+    records = [
+        START,
+        {"kind": "dispatch", "round": 1, "clients": CLIENTS, "late": ["home-1"], "due": []},
+        turn(1, "home-0", asked=1),
+        done(1, num_late=0, num_pending=1),
+        {"kind": "dispatch", "round": 2, "clients": ["home-0"], "late": [], "due": ["home-1"]},
+        turn(2, "home-1", asked=1),
+        turn(2, "home-0", asked=2),
+        done(2, num_late=1, num_pending=0),
+    ]
+    assert plain(records).splitlines()[1:] == [
+        "round 1/4: asked 2 clients, 1 for later rounds",
+        "round 1/4: home-0 loss 1.500, 2.0 s (1 of 1)",
+        "round 1/4: loss 1.250, 2.0 MB down, 1.0 MB up, 1 still to come, in 10.0 s, 30.0 s left",
+        "round 2/4: asked 1 client",
+        "round 2/4: home-1 loss 1.500, 2.0 s, asked in round 1 (1 of 2)",
+        "round 2/4: home-0 loss 1.500, 2.0 s (2 of 2)",
+        "round 2/4: loss 1.250, 2.0 MB down, 1.0 MB up, 1 late, in 10.0 s, 20.0 s left",
+    ]

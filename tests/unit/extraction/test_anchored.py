@@ -89,3 +89,8 @@ def test_it_asks_for_scores_and_cannot_do_without():
 def test_values_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Anchored(**fields)
+
+
+def test_rounds_that_a_client_missed_do_not_move_its_window():
+    for round in (3, 4, 9):
+        assert torch.equal(Anchored().keep(choice(round=round, missed=2)), Anchored().keep(choice(round=round - 2)))

@@ -2,9 +2,12 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedgen.errors import ConfigError
 from fedgen.extraction.rolling import Rolling
@@ -181,3 +184,46 @@ def hole(num_rows, num_columns, inverse_width):
 def test_values_that_do_not_go_together_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Rolling(**fields)
+
+
+# --- clients that miss rounds ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    units=st.integers(1, 12),
+    share=st.floats(0.05, 1.0),
+    tiled=st.booleans(),
+    block=st.integers(1, 2),
+    delays=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=3),
+)
+def test_whatever_the_order_in_which_they_come_late_clients_hold_every_unit_equally_often(
+    units, share, tiled, block, delays
+):
+    """Each client is asked whenever it is free; how late its replies come repeats a drawn pattern."""
+    units *= block
+    num_kept = block * max(1, round(share * units / block))
+    option = Rolling(stride=None if tiled else block, block=block)
+    stride = (num_kept if tiled else block) // block
+    num_blocks = units // block
+    cycle = num_blocks // math.gcd(num_blocks, stride)
+    if num_kept // block % math.gcd(num_blocks, stride):
+        return  # not even the windows of a client that is never late come out even
+    for pattern in delays:
+        held, missed, turns, number = Counter[int](), 0, 0, 0
+        while turns < 2 * cycle:
+            number += 1
+            kept = option.keep(Choice("ffn.0", units, num_kept, number, "a", missed=missed)).tolist()
+            assert kept == window(option, units, num_kept, turns + 1)
+            held.update(kept)
+            late = pattern[turns % len(pattern)]
+            number, missed, turns = number + late, missed + late, turns + 1
+        assert held == dict.fromkeys(range(units), 2 * cycle * num_kept // units)
+
+
+def test_without_that_a_client_asked_in_every_second_round_would_see_one_half_for_ever():
+    option = Rolling(stride=None)
+    rounds = range(1, 20, 2)
+    assert {tuple(window(option, 6, 3, number)) for number in rounds} == {(0, 1, 2)}
+    tickets = [tuple(option.keep(Choice("ffn.0", 6, 3, number, "a", missed=number // 2)).tolist()) for number in rounds]
+    assert tickets == [(0, 1, 2), (3, 4, 5)] * 5

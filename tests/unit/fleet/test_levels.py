@@ -82,6 +82,14 @@ def test_whether_they_keep_the_base_is_said_of_all():
     assert Levels((0.5,), has_base=False).devices(["a"], 1, 0) == {"a": Device(0.5, False)}
 
 
+@pytest.mark.parametrize("redraw", [False, True])
+def test_a_level_is_as_late_as_it_is_said_to_be(redraw):
+    delays = (0, 0, 1, 2, 4)
+    devices = five(delays=delays, redraw=redraw).devices(clients(50), 3, 0)
+    assert {(device.width, device.delay) for device in devices.values()} == set(zip(five().widths, delays, strict=True))
+    assert {device.delay for device in five(redraw=redraw).devices(clients(50), 3, 0).values()} == {0}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -93,6 +101,8 @@ def test_whether_they_keep_the_base_is_said_of_all():
         ({"shares": (1.0, 2.0, 0.0, 1.0, 1.0)}, "each must be positive"),
         ({"shares": (float("inf"), 2.0, 1.0, 1.0, 1.0)}, "each must be positive"),
         ({"min_width": -0.1}, "min_width is -0.1"),
+        ({"delays": (1, 2)}, "delays has 2 numbers; widths has 5"),
+        ({"delays": (0, 0, 0, 0, -1)}, r"delays is \[0, 0, 0, 0, -1\]; each is rounds, at least 0"),
         ({"widths": (0.5, 0.25), "min_width": 0.75}, "min_width is 0.75; .* at most 0.5, .* or no device takes part"),
     ],
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from fedgen.report.devices import device_classes, has_parts
+from fedgen.report.devices import device_classes, has_late, has_parts
 
 
 def test_one_row_per_width_the_widest_first(records):
@@ -17,10 +17,10 @@ def test_one_row_per_width_the_widest_first(records):
     )  # fmt: skip
     assert rows == [
         {"width": 1.0, "num_clients": 1, "num_turns": 1, "held_bytes": 400, "train_bytes": 40,
-         "peak_memory_bytes": 4 * 10**8, "bytes_down": 500, "base_bytes": None, "bytes_up": 250,
+         "peak_memory_bytes": 4 * 10**8, "bytes_down": 500, "base_bytes": None, "bytes_up": 250, "staleness": None,
          "seconds_compute": 2.0, "loss": 1.5, "loss_round": 1},
         {"width": 0.25, "num_clients": 2, "num_turns": 3, "held_bytes": 110, "train_bytes": 10,
-         "peak_memory_bytes": 7 * 10**8, "bytes_down": 200, "base_bytes": 80, "bytes_up": 40,
+         "peak_memory_bytes": 7 * 10**8, "bytes_down": 200, "base_bytes": 80, "bytes_up": 40, "staleness": None,
          "seconds_compute": pytest.approx(8 / 3), "loss": pytest.approx((6 * 2.0 + 2 * 1.0) / 8), "loss_round": 2},
     ]  # fmt: skip
     assert has_parts(rows)
@@ -61,3 +61,14 @@ def test_what_is_unknown_is_none(records):
 def test_losses_without_examples_count_alike(records):
     turns = [records[1](1, name, loss=loss, num_examples=0) for name, loss in (("a", 1.0), ("b", 2.0))]
     assert device_classes(turns)[0]["loss"] == 1.5
+
+
+def test_how_late_the_replies_of_a_class_came(records):
+    turn = records[1]
+    rows = device_classes(
+        [turn(1, "a", width=1.0, asked=1), turn(3, "b", width=0.5, asked=1), turn(4, "c", width=0.5, asked=4)]
+    )
+    assert [row["staleness"] for row in rows] == [0, 1.0]
+    assert has_late(rows)
+    assert not has_late(rows[:1])
+    assert not has_late(device_classes([turn(1, "a")]))

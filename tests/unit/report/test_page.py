@@ -68,6 +68,22 @@ def test_a_whole_run_says_all_that_happened(whole_run):
     assert "script" not in page.names
 
 
+def test_late_replies_have_columns_of_their_own_where_there_are_any(write_run, whole_run, records):
+    round_record, client_record = records
+    lines = [
+        round_record(0),
+        client_record(1, "a", asked=1), round_record(1, num_late=0, num_pending=3),
+        client_record(2, "b", asked=1), round_record(2, num_late=1, num_pending=7),
+    ]  # fmt: skip
+    late = page_of(write_run("late", lines)).texts
+    at = late.index("still to come")
+    assert late[at - 2 : at] == ["clients", "of them late"]
+    last = len(late) - late[::-1].index("7") - 1
+    assert late[last - 1 : last + 1] == ["1", "7"]
+    assert late[late.index("rounds late") :].index("0.500") > 0  # one of two came a round late
+    assert not {"rounds late", "still to come", "of them late"} & set(page_of(whole_run).texts)
+
+
 def test_json_is_strict_and_is_the_summary(whole_run):
     report.write(whole_run)
     found = json.loads((whole_run / "report.json").read_text(), parse_constant=strict)

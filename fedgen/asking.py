@@ -1,0 +1,115 @@
+"""The half of a round that goes out: who takes part, which part of the model each gets, and how it works there."""
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from fedgen import records, tree
+from fedgen.coverage import Coverage
+from fedgen.devices import Device, Rung
+from fedgen.errors import RunError
+from fedgen.messages import Payload, Request
+from fedgen.parts import Ground
+from fedgen.planner import Forecast, Planner
+from fedgen.replies import Sent
+from fedgen.types import Part, Record, State
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a round's requests are made of.
+
+    Attributes:
+        parts: client → what it gets.
+        devices: client → what it has.
+        plans: client → how it works, of those for which the planner decides.
+        coverage: knows what each client held last.
+        sent: is filled as requests go out.
+    """
+
+    parts: Mapping[str, Part]
+    devices: Mapping[str, Device]
+    plans: Mapping[str, Forecast]
+    coverage: Coverage
+    sent: dict[str, Sent]
+
+    def requests(self, ground: Ground, state: State, round: int) -> Iterator[Request]:
+        """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
+        experiment = ground.experiment
+        progress = (round - 1) / max(1, experiment.num_rounds - 1)
+        whole: Payload | None = None
+        for client in sorted(self.parts):
+            part, device, began = self.parts[client], self.devices[client], time.perf_counter()
+            plan = ground.sent(part)
+            if tree.is_whole(plan) and len(plan) == len(state):
+                # Most cohorts get one and the same part; it is packed once.
+                payload = whole = experiment.wire.encode(state) if whole is None else whole
+            else:
+                payload = experiment.wire.encode(state, plan)
+            now, last = time.perf_counter(), self.coverage.last.get(client)
+            base_bytes = 0 if device.has_base else ground.base_bytes(part, last)
+            self.coverage.last[client] = part
+            told, rung = self._how(client)
+            num_bytes = payload.num_bytes + base_bytes
+            self.sent[client] = Sent(now, num_bytes, base_bytes, now - began, device.delay, told)
+            yield Request(round, client, progress, part, payload, ground.base.fingerprint, rung)
+
+    def _how(self, client: str) -> tuple[Record, Rung]:
+        """What the journal is told of how a client works, and that itself."""
+        forecast = self.plans.get(client)
+        if forecast is None:
+            return {}, Rung()
+        rung = forecast.step.rung
+        return records.plan(self.devices[client].kind, rung.name, forecast.peak_bytes), rung
+
+
+def taking_part(
+    ground: Ground, planner: Planner | None, nodes: Collection[str], round: int
+) -> tuple[dict[str, Device], dict[str, str]]:
+    """The devices that take part in a round, and why others decline.
+
+    Args:
+        ground: what is known before the first round.
+        planner: says who has to decline; None if no device tells its memory.
+        nodes: clients that can be reached.
+        round: counted from 1.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = ground.experiment.fleet.devices(ground.clients, round, ground.experiment.seed)
+    here = {client: device for client, device in found.items() if device.width > 0 and client in set(nodes)}
+    declined = dict[str, str]() if planner is None else planner.declined(here)
+    able = {client: device for client, device in here.items() if client not in declined}
+    if not able and planner is not None and declined:
+        raise RunError(planner.why_none(found.values(), declined.values()))
+    if not able:
+        raise RunError(
+            f"none of {len(found)} devices takes part in round {round}: the fleet gives each of them no part of the "
+            "model. Lower fleet.min_width, or let some devices be wider"
+        )
+    return able, declined
+
+
+def wanted_parts(
+    ground: Ground, planner: Planner | None, devices: Mapping[str, Device], round: int, missed: Mapping[str, int]
+) -> tuple[dict[str, Part], dict[str, Forecast]]:
+    """The part that each client would get, and what is planned for those that tell their memory.
+
+    Args:
+        ground: what is known before the first round.
+        planner: chooses for these.
+        devices: client → what it has; none of them declines.
+        round: counted from 1.
+        missed: client → earlier rounds in which it was still at work.
+    """
+    parts, plans = dict[str, Part](), dict[str, Forecast]()
+    for client, device in devices.items():
+        plan = planner.choose(device) if planner is not None and device.memory_bytes is not None else None
+        if plan is None:
+            parts[client] = ground.part(client, round, device.width, missed[client])
+        else:
+            step = plan.step
+            parts[client] = ground.part(client, round, step.width, missed[client], step.top_layers, step.rank)
+            plans[client] = plan
+    return parts, plans
