@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from fedgen import records, seeds, tree
+from fedgen import records, seeds
 from fedgen.errors import ClientError
 from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
@@ -31,12 +31,15 @@ def answer(ground: Ground, request: Request, learner: Learner, examples: Sequenc
         if not ground.is_plain(request.part, request.round):
             learner = ground.learner(request.part, request.round, request.client)
         learner.load(part)
+        del part
         before = learner.state()
         decoded = time.perf_counter()
         generator = seeds.derive(experiment.seed, "train", request.round, request.client)
         metrics = experiment.client.train(learner, examples, request.progress, generator)
         trained = time.perf_counter()
-        payload = experiment.wire.encode(tree.subtract(learner.state(), before))
+        # One tensor after the other: where all weights are trained, each copy of them is as large as the model.
+        change = {name: parameter.detach() - before.pop(name) for name, parameter in learner.parameters().items()}
+        payload = experiment.wire.encode(change)
         metrics["seconds_compute"] = trained - decoded
         metrics["seconds_wire"] = decoded - began + time.perf_counter() - trained
         metrics["peak_memory_bytes"] = float(records.peak_memory_bytes())
