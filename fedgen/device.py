@@ -85,6 +85,7 @@ def answer(ground: Ground, request: Request, learner: Learner, holding: Holding)
         if own.base is not ground.base or not own.is_plain(request.part, request.round):
             learner = own.learner(request.part, request.round, request.client)
         learner.load(part)
+        del part
         decoded = time.perf_counter()
         examples, num_unscored = select(own, holding, request.rung)
         examples, num_too_long = shortened(examples, request.rung.max_length)

@@ -107,6 +107,9 @@ def attach_factors(module: "nn.Module", lora: Lora, names: Collection[str] | Non
     """
     import torch
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    from fedgen.adapter.factor import reading
 
     num_layers: int = module.config.num_hidden_layers  # type: ignore[union-attr, assignment]
     top = math.ceil(lora.top_layers * num_layers)
@@ -128,6 +131,12 @@ def attach_factors(module: "nn.Module", lora: Lora, names: Collection[str] | Non
         raise ModelError(f"adapter.targets {targets} do not fit this model: {error}") from error
     for parameter in lora.parameters(adapted).values():
         parameter.data = parameter.data.to(torch.float32)
+    for child in adapted.modules():
+        if isinstance(child, LoraLayer):
+            for name, plain in child.lora_A.items():
+                child.lora_A[name] = reading(plain)
+            # PEFT's fp32 copy of what a layer reads would be kept for the backward pass.
+            child.cast_input_dtype_enabled = False
     return adapted.eval()
 
 

@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 
-from fedgen import tree
 from fedgen.client.batches import batches
 from fedgen.devices import Rung
 from fedgen.errors import ClientError
@@ -177,7 +176,9 @@ class FirstOrder:
             "num_tokens": float(num_tokens),
             "train_bytes": float(train_bytes),
         }
-        return Trained(tree.subtract(learner.state(), before), metrics)
+        # One tensor after the other: where all weights are trained, each copy of them is as large as the model.
+        change = {name: parameter.detach() - before.pop(name) for name, parameter in learner.parameters().items()}
+        return Trained(change, metrics)
 
     def trained_units(self, examples: Sequence[Encoded]) -> Kept:
         """The tokens of prompts and answers, if labels are split."""

@@ -89,7 +89,7 @@ def tell_sizes(part: nn.Module) -> None:
     for module in part.modules():
         child: Any = module
         match type(module).__name__:
-            case "Linear":
+            case "Linear" | "Factor":
                 child.out_features, child.in_features = child.weight.shape
             case "Conv1D":
                 child.nx, child.nf = child.weight.shape

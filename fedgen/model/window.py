@@ -94,6 +94,8 @@ class Window(nn.Module):
         """What the whole projection gives, and what the window adds to it."""
         frozen: Tensor = self.projection(x)
         seen = x if self.inputs is None else x.index_select(-1, self.inputs)  # type: ignore[arg-type]
+        # A factor of LoRA reads what comes in another type than its own.
+        seen = seen.to(self.change.dtype)
         change = functional.linear(seen, self.change.T if self.input_first else self.change, self.bias_change)
         return frozen + change if self.outputs is None else frozen.index_add(-1, self.outputs, change)  # type: ignore[arg-type]
 
@@ -141,7 +143,7 @@ def _window(
     projection = module.get_submodule(path)
     if isinstance(projection, nn.Embedding) and kept[0] is not None and kept[1] is None:
         return _rows(module, path, projection, kept[0])
-    if type(projection).__name__ not in ("Linear", "Conv1D") or leaf != "weight" or parameter.dim() != 2:
+    if type(projection).__name__ not in ("Linear", "Factor", "Conv1D") or leaf != "weight" or parameter.dim() != 2:
         raise ModelError(
             f"{path} is a {type(projection).__name__}, of which no window can be trained; with extraction_mode=window, "
             "extraction.axes may hold ffn, kv and vocab"

@@ -75,7 +75,10 @@ def test_any_field_of_a_class_can_be_overridden():
         (["model=tinny"], r"^model=tinny: there is no such option; did you mean 'tiny'\?; model has causal_lm, tiny$"),
         (["recipe=tinyy"], r"^recipe=tinyy: .* did you mean 'tiny'\?; recipe has "),
         (["client.learning_rat=1"], r"^client\.learning_rat: there is no such key; did you mean 'learning_rate'\?"),
-        (["learning_rate=1"], r"did you mean 'client\.learning_rate' or 'aggregation\.learning_rate'\?"),
+        (
+            ["learning_rate=1"],
+            r"did you mean 'client\.learning_rate' or 'light_client\.learning_rate' or 'aggregation\.learning_rate'\?",
+        ),
         (["modle=tiny"], r"^modle: there is no such key; did you mean 'model'\?"),
         (["clinet.batch_size=1"], r"^clinet: there is no such key; did you mean 'client'\?"),
         (["client={learning_rat:3}"], r"^client\.learning_rat: there is no such key"),

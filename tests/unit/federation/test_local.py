@@ -152,6 +152,12 @@ class Troubled:
 
     trouble: str = "nan"
     compares_losses: bool = False
+    needs_backward: bool = True
+    num_at_once: int = 4
+    num_passes: int = 1
+
+    def at(self, rung):
+        return self
 
     def trained_units(self, examples):
         return {}

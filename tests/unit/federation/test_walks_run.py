@@ -27,6 +27,7 @@ from fedgen.fleet.uniform import Uniform
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
+from fedgen.selection.all import All
 from fedgen.wire.dense import Dense
 from fedgen.wire.seeds import Seeds
 
@@ -55,6 +56,7 @@ WALKS = Experiment(
     adapter=Lora(rank=2),
     extraction=FullExtraction(),
     client=ZerothOrder(num_steps=NUM_STEPS, num_perturbations=2),
+    selection=All(),
     wire=Seeds(),
     aggregation=MaskedMean(momentum=0.5),
     evaluation=ExactMatch(),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedgen.model.loss import CHUNK_TOKENS, mean_loss, restrict, token_losses
 
@@ -16,13 +17,14 @@ def case():
     return hidden, head, torch.randint(0, 40, (tokens,), generator=generator)
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 16, CHUNK_TOKENS, 2 * CHUNK_TOKENS + 3, 10**6, None])
 @pytest.mark.parametrize("head_trains", [False, True])
-def test_value_and_gradients_equal_those_of_torch(case, head_trains):
+def test_value_and_gradients_equal_those_of_torch(case, head_trains, chunk_tokens):
     hidden, head, targets = case
     head = head.detach().requires_grad_(head_trains)
     wanted = [hidden, head] if head_trains else [hidden]
     expected = cross_entropy(hidden @ head.T, targets)
-    ours = mean_loss(hidden, head, targets)
+    ours = mean_loss(hidden, head, targets, chunk_tokens)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
     for a, b in zip(torch.autograd.grad(3 * ours, wanted), torch.autograd.grad(3 * expected, wanted), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -50,10 +52,11 @@ def test_bfloat16_head_stays_close(case):
     assert mean_loss(hidden.bfloat16(), head.bfloat16(), targets).item() == pytest.approx(exact, rel=2e-2)
 
 
-def test_token_losses_and_first_choices(case):
+@pytest.mark.parametrize("chunk_tokens", [1, 7, CHUNK_TOKENS, None])
+def test_token_losses_and_first_choices(case, chunk_tokens):
     hidden, head, targets = (t.detach() for t in case)
     targets[5] = (hidden[5] @ head.T).argmax()
-    losses, right = token_losses(hidden, head, targets)
+    losses, right = token_losses(hidden, head, targets, chunk_tokens)
     assert torch.allclose(losses, cross_entropy(hidden @ head.T, targets, reduction="none"), atol=1e-5)
     assert torch.equal(right, (hidden @ head.T).argmax(1) == targets)
     assert right[5]
@@ -79,3 +82,49 @@ def test_without_a_choice_the_head_is_not_copied(case):
     kept = restrict(head, targets, None)
     assert kept[0] is head
     assert kept[1] is targets
+
+
+class Made(TorchDispatchMode):
+    """Holds what operations make, so that no two tensors that are made can lie in the same place."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        self.tensors += [made] if isinstance(made, torch.Tensor) else []
+        return made
+
+    def sizes(self, *given):
+        """Number of entries of each memory that was made and not given, largest first."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in given}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in self.tensors}
+        return sorted((size for place, size in storages.items() if place not in own), reverse=True)
+
+
+@pytest.mark.parametrize(("chunk_tokens", "rows"), [(10, 10), (None, 2 * CHUNK_TOKENS + 3)])
+def test_no_more_rows_of_logits_exist_than_are_asked_for(case, chunk_tokens, rows):
+    hidden, _, targets = case
+    head = torch.randn(1000, 16)
+    for run in (mean_loss, token_losses):
+        with Made() as made:
+            run(hidden, head, targets, chunk_tokens)
+        assert made.sizes(hidden, head, targets)[0] == rows * 1000
+
+
+def test_the_gradient_of_the_head_is_made_once(case):
+    hidden, _, targets = case
+    head = torch.randn(1000, 16, requires_grad=True)
+    with Made() as made:
+        gradient = torch.autograd.grad(3 * mean_loss(hidden, head, targets, 3), head)[0]
+    assert gradient.shape == head.shape
+    assert [size for size in made.sizes(hidden, head, targets) if size >= head.numel()] == [head.numel()]
+
+
+def test_a_second_backward_pass_is_refused_and_not_wrong(case):
+    hidden, head, targets = case
+    loss = 3 * mean_loss(hidden, head, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,16 +1,19 @@
 """A part that is read from the file is the part that is cut from the whole, bit by bit."""
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fedgen.errors import ModelError
 from fedgen.model.causal_lm import CausalLM
-from fedgen.model.mapped import map_weights
+from fedgen.model.mapped import load_as, map_weights
 from fedgen.model.tiny import Tiny
 from fedgen.types import Encoded
 from tests.unit.model.families import FAMILIES, gpt2, llama, qwen2, unequal
@@ -117,6 +120,48 @@ def test_weights_stay_in_the_file_until_they_are_used(folders):
     assert mapped_file(weights["model.embed_tokens.weight"]) == file
     assert mapped_file(weights["model.layers.0.mlp.up_proj.weight"]) == file
     assert mapped_file(weights["model.layers.1.mlp.up_proj.weight"]) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_of_another_type_is_that_of_transformers(folders, kind, dtype):
+    ours = load_as(folders[kind], dtype, "eager")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folders[kind], dtype=getattr(torch, dtype), attn_implementation="eager"
+    )
+    assert type(ours) is type(theirs)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    for (name, tensor), wanted in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert tensor.dtype == wanted.dtype
+        assert torch.equal(tensor, wanted), name
+    assert ours.config.to_dict() == theirs.config.to_dict()
+    if (folders[kind] / "generation_config.json").is_file():
+        assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
+    assert (ours.training, ours.name_or_path) == (theirs.training, str(folders[kind]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped where")
+def test_a_whole_is_mapped_if_the_file_holds_its_type_and_else_no_map_stays(folders):
+    file = folders["two kinds of layers"] / "model.safetensors"
+    mapped, converted = (load_as(file.parent, dtype, "eager") for dtype in ("float32", "bfloat16"))
+    assert {mapped_file(parameter) for parameter in mapped.parameters()} == {file}
+    assert {mapped_file(parameter) for parameter in converted.parameters()} == {None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_private_copy_is_made_straight_in_fp32(dtype):
+    base = Tiny(hidden_size=32).load(0)
+    base = replace(base, module=base.module.to(dtype))
+    private = base.replica(private=True)
+    wanted = copy.deepcopy(base.module).float().state_dict()
+    assert private.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in private.state_dict().items())
+    assert {tensor.dtype for tensor in (*private.parameters(), *private.buffers())} == {torch.float32}
+    assert private.lm_head.weight is private.model.embed_tokens.weight
+    assert not any(parameter.requires_grad for parameter in private.parameters())
+    assert base.module.lm_head.weight.dtype == dtype
+    shared = {tensor.data_ptr() for tensor in (*base.module.parameters(), *base.module.buffers())}
+    assert not shared & {tensor.data_ptr() for tensor in (*private.parameters(), *private.buffers())}
 
 
 def test_a_part_answers_as_the_folder_says(tmp_path):
