@@ -16,7 +16,7 @@ from fedgen import seeds, tree
 from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
-from fedgen.errors import ModelError
+from fedgen.errors import ConfigError, ModelError
 from fedgen.export.merged import Merged
 from fedgen.extraction.rolling import Rolling
 from fedgen.model.causal_lm import CausalLM
@@ -200,7 +200,7 @@ def test_a_part_of_whole_blocks_is_the_part_of_the_decoded_model(files, load):
     assert float((close[0] - close[1]).abs().max()) <= 1e-5 * float(close[1].abs().max())
     alone = CausalLM(source=str(files["llama"]), dtype="gguf").load(0, KEPT)
     assert all(torch.equal(t.float(), wanted.weights[name]) for name, t in alone.weights.items())
-    assert alone.axes == wanted.axes
+    assert replace(alone.axes, blocks={}) == wanted.axes
     assert sum(p.nbytes for p in part.module.parameters()) < sum(p.nbytes for p in base.module.parameters())
     scores = learner_of(part).importance(BATCH)
     for axis, numbers in learner_of(wanted).importance(BATCH).items():
@@ -211,6 +211,17 @@ def test_a_part_that_cuts_through_blocks_is_refused_with_ways_out(load):
     for kept in ({"ffn.0": torch.arange(0, 96, 2)}, {"ffn.1": torch.tensor([0])}):
         with pytest.raises(ModelError, match=r"32 inputs.*mlp\.down_proj.*extraction\.block=32.*window"):
             load().part(kept)
+
+
+def test_a_federation_that_would_send_one_is_refused_before_it_sends_anything(load):
+    base = load()
+    # A key-value head has two query heads of 16 inputs each: a whole block.
+    assert base.axes.blocks == {"ffn.0": 32, "ffn.1": 32, "residual": 32}
+    kept = {"ffn.0": torch.arange(33), "kv.0": torch.tensor([1])}
+    cut, window = (make_ground(base, Lora(rank=2), extraction_mode=mode) for mode in ("cut", "window"))
+    with pytest.raises(ConfigError, match=r"axis ffn\.0.*blocks of 32 units.*extraction\.block=32.*window"):
+        cut.sent(Part(0.5, kept))
+    assert window.sent(Part(0.5, kept)).keys() == cut.sent(Part(0.5, KEPT)).keys()
 
 
 @pytest.mark.parametrize("mode", ["cut", "window"])
