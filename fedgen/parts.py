@@ -122,8 +122,20 @@ class Ground:
         return index if always is None else torch.cat([always, index]).sort().values
 
     def sent(self, part: Part) -> Plan:
-        """What goes to the client: its part of the state, or all of it for a window."""
+        """What goes to the client: its part of the state, or all of it for a window.
+
+        Raises:
+            ConfigError: the model's weights are held in blocks, and the part would cut through some.
+        """
         cut = part.kept if self.experiment.extraction_mode == "cut" else {}
+        for axis in sorted(cut.keys() & self.base_axes.blocks.keys()):
+            block = self.base_axes.blocks[axis]
+            if len(cut[axis]) != len((cut[axis] // block).unique()) * block:
+                raise ConfigError(
+                    f"the extraction picks single units of axis {axis}, and this model's weights can be cut by blocks "
+                    f"of {block} units only (model.dtype=gguf). Choose extraction=rolling with "
+                    f"extraction.block={block}, or extraction_mode=window, which cuts nothing, or another model.dtype"
+                )
         plan = tree.plan_of(self.axes, cut)
         return {name: positions for name, positions in plan.items() if name not in self.fixed}
 

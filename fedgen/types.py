@@ -150,6 +150,7 @@ class Axes:
         members: tensor name → (axis, unit) without which the tensor is not there: the layer that it belongs to.
         closings: axis name → the weight that reads it and ends it: its inputs are the units.
         input_first: weights whose first dimension is the input (GPT-2 stores them so).
+        blocks: axis name → units that can only be kept together, counted from the first; absent for one.
     """
 
     dims: Mapping[str, tuple[Dim | None, ...]]
@@ -157,6 +158,7 @@ class Axes:
     members: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     closings: Mapping[str, str] = field(default_factory=dict)
     input_first: frozenset[str] = frozenset()
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

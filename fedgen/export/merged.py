@@ -39,6 +39,8 @@ class Merged:
 
         # A copy: merging changes the weights in place, and those are shared with other learners.
         module = copy.deepcopy(learner.module).float()
+        # Weights in few bits have become new ones; those that were tied are tied again.
+        module.tie_weights()  # type: ignore[operator]
         if isinstance(module, PeftModel):
             module = module.merge_and_unload()
         module.save_pretrained(folder)  # type: ignore[operator]

@@ -80,6 +80,8 @@ class CausalLM:
         from transformers import AutoTokenizer
 
         found = source.find(self.source)
+        if self.dtype == "gguf" and found.is_dir():
+            raise ModelError(f"{found} is a folder; model.dtype=gguf takes a .gguf file, and int8 or bfloat16 a folder")
         fingerprint, folder = source.fingerprint(found), found
         if found.is_file():
             folder = (source.description_of if self.dtype == "gguf" else source.converted)(found, fingerprint)

@@ -68,6 +68,11 @@ class GgufRows:
         """Bytes of its rows, wherever they lie."""
         return self.shape[0] * self.bytes.shape[1]
 
+    @property
+    def grain(self) -> int:
+        """Those of a block."""
+        return self.type.num_entries
+
     def block(
         self, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
@@ -123,8 +128,9 @@ class GgufRows:
         if not fits:
             raise ModelError(
                 f"a part of a base with model.dtype=gguf holds whole blocks of {self.type.num_entries} inputs "
-                f"({self.type.name}), and one of {self.name} would not. Set extraction.block={self.type.num_entries}, "
-                "or extraction_mode=window, which cuts nothing, or another model.dtype"
+                f"({self.type.name}), and one of {self.name} would not. Choose extraction=rolling with "
+                f"extraction.block={self.type.num_entries}, or extraction_mode=window, which cuts nothing, or another "
+                "model.dtype"
             )
 
 

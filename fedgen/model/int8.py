@@ -45,6 +45,11 @@ class Int8Rows:
         """One byte per entry, four per row."""
         return self.entries.nbytes + self.scales.nbytes
 
+    @property
+    def grain(self) -> int:
+        """1: any columns can be kept."""
+        return 1
+
     def block(
         self, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:

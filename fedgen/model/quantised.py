@@ -35,6 +35,10 @@ class Rows(Protocol):
     def nbytes(self) -> int:
         """What it takes."""
 
+    @property
+    def grain(self) -> int:
+        """Columns that can only be kept together."""
+
     def block(
         self, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +65,7 @@ class TextBase:
         """
         axes = axes_of(self.module)
         selfcheck.verify(self.module)
-        return axes
+        return replace(axes, blocks=blocks_of(self.weights, axes))
 
     @functools.cached_property
     def protected(self) -> Kept:
@@ -159,6 +160,18 @@ def _own(tensor: Tensor) -> Tensor:
     """An fp32 copy; numbers that are not real stay of their type."""
     copied = tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
     return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def blocks_of(weights: State, axes: Axes) -> dict[str, int]:
+    """Units that can only be kept together of each axis that is cut in the columns of a matrix in few bits."""
+    found: dict[str, int] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, Quantised):
+            columns = axes.dims[name][0 if weight.transposed else 1]
+            if columns is not None and weight.rows.grain > 1:
+                units = weight.rows.grain // math.gcd(weight.rows.grain, columns.span)
+                found[columns.axis] = math.lcm(units, found.get(columns.axis, 1))
+    return {axis: block for axis, block in found.items() if block > 1}
 
 
 def check_family(learner: TextLearner) -> None:
