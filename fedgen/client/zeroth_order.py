@@ -29,24 +29,26 @@ class ZerothOrder:
     """Local training from pairs of losses, without gradients (MeZO).
 
     Attributes:
-        learning_rate: step size in the first round.
+        learning_rate: step size in the first round; the default suits factors of LoRA, all weights take far less.
         final_learning_rate: fraction of it in the last round, with a straight line between.
         num_steps: steps per round, whatever the number of examples.
         num_epochs: passes over the local examples per round; counts instead of num_steps if given.
         batch_size: examples per step; a client with fewer takes all it has.
-        epsilon: how far to either side of the parameters the two losses of a direction are taken.
+        epsilon: how far to either side of the parameters the two losses of a direction are taken; with weights in
+            bfloat16, differences over less than 0.01 drown in rounding.
         num_perturbations: directions per step, two forward passes each; the step is their mean.
-        max_slope: the slope of the loss along a direction is clipped to this magnitude; null does not clip.
+        max_slope: the slope of the loss along a direction, about as large as the gradient, is clipped to this
+            magnitude; null does not clip, and bears a fraction of the learning rate.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     final_learning_rate: float = 0.2
-    num_steps: int = 48
+    num_steps: int = 64
     num_epochs: float | None = None
     batch_size: int = 4
-    epsilon: float = 1e-2
+    epsilon: float = 2e-2
     num_perturbations: int = 1
-    max_slope: float | None = None
+    max_slope: float | None = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
@@ -111,7 +113,7 @@ class ZerothOrder:
         if other := sorted({str(p.dtype) for p in parameters.values()} - {"torch.float32"}):
             raise ClientError("not_float32", f"{', '.join(other)} loses a step of epsilon; train tensors in float32")
         rate = self.learning_rate * (1.0 + (self.final_learning_rate - 1.0) * progress)
-        seeds, scales, losses, num_steps, num_tokens = list[int](), list[float](), list[float](), 0, 0
+        seeds, scales, losses, num_tokens = list[int](), list[float](), list[float](), 0
         with torch.no_grad():
             place = _place(learner)
             for batch in batches(examples, self.batch_size, self.num_steps, self.num_epochs, generator):
@@ -121,13 +123,14 @@ class ZerothOrder:
                 steps = torch.tensor([-rate * self._slope(*pair) / len(pairs) for pair in pairs]).tolist()
                 for seed, scale in zip(drawn, steps, strict=True):
                     place.space.step(place.array, seed, scale)
-                seeds, scales = [*seeds, *drawn], [*scales, *steps]
+                seeds += drawn
+                scales += steps
                 losses += [loss for pair in pairs for loss in pair]
-                num_steps, num_tokens = num_steps + 1, num_tokens + sum(len(encoded.ids) for encoded in batch)
+                num_tokens += sum(len(encoded.ids) for encoded in batch)
             place.put()
         metrics = {
             "loss": sum(losses) / len(losses),
-            "num_steps": float(num_steps),
+            "num_steps": len(seeds) / self.num_perturbations,
             "num_tokens": float(num_tokens),
             "train_bytes": 2.0 * tree.num_bytes(place.start),
         }
