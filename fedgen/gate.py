@@ -10,12 +10,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fedgen import tree
 from fedgen.errors import DataError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
-from fedgen.parts import Ground, ground_of, scores_of
-from fedgen.types import Dataset, Encoded, Kept, Part, Record, Score, State
+from fedgen.parts import Ground, ground_of
+from fedgen.types import Dataset, Encoded, Kept, Part, Record, Score, Scores, State
 from fedgen.workers import Workers
 
 GROWTH = 1.25
@@ -173,6 +175,12 @@ def prepare(
         return ground_of(experiment, base, learner, clients, scores, plans=told)
 
     return Gate(workers.borrow(know), workers, public)
+
+
+def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:
+    """How much each unit of the model that a learner holds matters to some examples: the mean over batches."""
+    found = [learner.importance(batch) for batch in batches]
+    return {axis: torch.stack([scores[axis] for scores in found]).mean(0) for axis in found[0]}
 
 
 def _measures(experiment: Experiment) -> bool:

@@ -1,7 +1,6 @@
 """The part of a model that a client gets: which units, which tensors, how many bytes.
 
-Everything is derived from a few numbers (strategy, seed, round, client, width), so both sides of a federation find the
-same part. Nothing here depends on what kind of model it is.
+All of it follows from a few numbers (strategy, seed, round, client, width), so both sides find the same part.
 """
 
 import dataclasses
@@ -234,14 +233,13 @@ class Ground:
             return 0
         now = tree.plan_of(self.base_axes, {} if window else part.kept)
         held = {} if before is None else tree.plan_of(self.base_axes, before.kept)
-        weights = self.base.weights
-        return sum(
-            (math.prod(tree.extent(weights[name], plan)) - math.prod(tree.overlap(weights[name], plan, held.get(name))))
+        total = 0
+        for name, plan in now.items():
+            weight = self.base.weights[name]
+            new = math.prod(tree.extent(weight, plan)) - math.prod(tree.overlap(weight, plan, held.get(name)))
             # Of a matrix in few bits an entry may be less than a byte.
-            * weights[name].nbytes
-            // weights[name].numel()
-            for name, plan in now.items()
-        )
+            total += new * weight.nbytes // weight.numel()
+        return total
 
 
 def ground_of(
@@ -259,7 +257,7 @@ def ground_of(
     Args:
         experiment: what to do.
         base: the model.
-        learner: one over the whole of it.
+        learner: over the whole of it.
         clients: names of all clients.
         scores: how much each unit matters, if the extraction asks.
         plans: the planner may ask for parts besides.
@@ -281,18 +279,11 @@ def ground_of(
                 f"{', '.join(sorted(kinds))}"
             )
     else:
-        # No dimension is ever cut, so none needs a name; models of any family can be used whole.
+        # No dimension is ever cut, so none needs a name; any family can be used whole.
         base_axes = Axes({name: (None,) * weight.dim() for name, weight in base.weights.items()}, {})
         axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
-    return Ground(
-        experiment, base, Bases(experiment, base, dtype), base_axes, axes, fixed, tuple(sorted(clients)), scores, plans
-    )
-
-
-def scores_of(learner: Learner, batches: Sequence[Sequence[Encoded]]) -> Scores:
-    """How much each unit of the model that a learner holds matters to some examples: the mean over batches."""
-    found = [learner.importance(batch) for batch in batches]
-    return {axis: torch.stack([scores[axis] for scores in found]).mean(0) for axis in found[0]}
+    bases = Bases(experiment, base, dtype)
+    return Ground(experiment, base, bases, base_axes, axes, fixed, tuple(sorted(clients)), scores, plans)
 
 
 def narrowed(part: Part, own: Kept) -> Part:

@@ -67,6 +67,9 @@ def mean_loss(
         chunk_tokens: rows of logits that exist at once; None for all.
         change: what is added to some rows of the head and trained.
     """
+    if not torch.is_grad_enabled():
+        # What makes the gradient besides would be thrown away.
+        return token_losses(hidden, head, targets, chunk_tokens, change)[0].mean()
     size = chunk_tokens or len(targets)
     some, added = change or (None, None)
     value: Float[Tensor, ""] = _LinearCrossEntropy.apply(hidden, head, targets, size, some, added)  # type: ignore[no-untyped-call]

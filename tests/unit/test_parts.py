@@ -22,9 +22,10 @@ from fedgen.extraction.random import Random
 from fedgen.extraction.rolling import Rolling
 from fedgen.extraction.static import Static
 from fedgen.fleet.levels import Levels
+from fedgen.gate import scores_of
 from fedgen.learner import Base
 from fedgen.model.tiny import Tiny
-from fedgen.parts import scores_of, units_of
+from fedgen.parts import units_of
 from fedgen.types import Encoded, Part
 from tests.conformance.grounds import CLIENTS, make_ground
 
