@@ -20,6 +20,9 @@ from fedgen.model.gguf_types import GgufType
 from fedgen.model.quantised import Quantised
 from fedgen.types import Index, State
 
+DECODED_ENTRIES = 2**17
+"""Entries that are in fp32 at once, before they are put into the type that is multiplied."""
+
 FAMILIES: Mapping[str, bool] = {"llama": True, "qwen2": False, "qwen3": False}
 """Architectures whose weights a file holds as they are, but for the order of rows: whether heads are shuffled."""
 
@@ -77,8 +80,13 @@ class GgufRows:
         self, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
         """Decoded rows."""
-        found = self.bytes[start:stop] if self.order is None else self.bytes[self.order[start:stop]]
-        return self.type.decode(self._blocks(found)).view(stop - start, -1).to(dtype), None
+        decoded = torch.empty(stop - start, self.shape[1], dtype=dtype)
+        step = max(1, DECODED_ENTRIES // self.shape[1])
+        for begin in range(start, stop, step):
+            end = min(begin + step, stop)
+            found = self.bytes[begin:end] if self.order is None else self.bytes[self.order[begin:end]]
+            decoded[begin - start : end - start] = self.type.decode(self._blocks(found)).view(end - begin, -1)
+        return decoded, None
 
     def narrow(self, dim: int, start: int, length: int) -> "GgufRows":
         """A view.

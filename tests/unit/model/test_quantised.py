@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedgen import tree
 from fedgen.errors import ModelError
-from fedgen.model import int8, quantised
+from fedgen.model import gguf_rows, int8, quantised
 from fedgen.model.gguf_rows import GgufRows
 from fedgen.model.gguf_types import TYPES
 from fedgen.model.loss import mean_loss, restrict, token_losses
@@ -56,6 +56,8 @@ KINDS = {"int8": as_int8, "Q4_0": as_gguf(2), "Q4_1": as_gguf(3), "Q8_0": as_ggu
 def small_blocks(monkeypatch):
     """Several blocks, of which the last one is shorter."""
     monkeypatch.setattr(quantised, "BLOCK_ENTRIES", BLOCK_ROWS * COLUMNS + 1)
+    monkeypatch.setattr(gguf_rows, "DECODED_ENTRIES", 3 * COLUMNS)
+    monkeypatch.setattr(int8, "QUANTISED_ENTRIES", 3 * COLUMNS)
 
 
 @pytest.fixture(params=KINDS)
