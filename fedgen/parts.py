@@ -131,9 +131,8 @@ class Ground:
             block = self.base_axes.blocks[axis]
             if len(cut[axis]) != len((cut[axis] // block).unique()) * block:
                 raise ConfigError(
-                    f"the extraction picks single units of axis {axis}, and this model's weights can be cut by blocks "
-                    f"of {block} units only (model.dtype=gguf). Choose extraction=rolling with "
-                    f"extraction.block={block}, or extraction_mode=window, which cuts nothing, or another model.dtype"
+                    f"extraction picks single units of {axis}, and model.dtype=gguf is cut by blocks of {block} units. "
+                    f"Choose extraction=rolling extraction.block={block}, extraction_mode=window or another dtype"
                 )
         plan = tree.plan_of(self.axes, cut)
         return {name: positions for name, positions in plan.items() if name not in self.fixed}
