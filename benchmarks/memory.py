@@ -22,31 +22,70 @@ QV = ["adapter=lora", "adapter.targets=[q_proj,v_proj]", "adapter.top_layers=1.0
 
 
 class Case(NamedTuple):
-    """A configuration, and how many MB above the imports it may take."""
+    """A configuration, and how many MB above the imports it may take; None if nothing is promised of it."""
 
     name: str
     overrides: list[str]
-    bound_mb: int
+    bound_mb: int | None = None
+    tight: bool = False
 
 
-CASES = (Case("bf16", [*QV, "model.dtype=bfloat16"], 450),)
+BF16, INT8, GGUF = (["model.dtype=bfloat16"], ["model.dtype=int8"], ["model.dtype=gguf"])
+RECOMPUTED = ["model.checkpointing=true"]
+LIGHT = ["client=zeroth_order"]
+FULL = ["adapter=full", "export=merged", "client.optimizer=sgd", "client.batch_size=1", "client.max_grad_norm=null"]
+
+CASES = (
+    Case("bf16", [*QV, *BF16]),
+    Case("bf16, logits at once", [*QV, *BF16, "model.chunk_tokens=null"]),
+    Case("bf16, upper half trained", [*QV, *BF16, "adapter.top_layers=0.5"]),
+    Case("bf16, checkpointing", [*QV, *BF16, *RECOMPUTED], 450),
+    Case("bf16, checkpointing, frozen A", ["adapter=frozen_a", *QV[1:], *BF16, *RECOMPUTED]),
+    Case("bf16, checkpointing, tight", [*QV, *BF16, *RECOMPUTED], None, True),
+    Case("int8", [*QV, *INT8]),
+    Case("int8, checkpointing", [*QV, *INT8, *RECOMPUTED]),
+    Case("4-bit", [*QV, *GGUF]),
+    Case("4-bit, checkpointing", [*QV, *GGUF, *RECOMPUTED], 300),
+    Case("4-bit, checkpointing, tight", [*QV, *GGUF, *RECOMPUTED], 300, True),
+    Case("bf16, zeroth order", [*LIGHT, *QV, *BF16]),
+    Case("4-bit, zeroth order", [*LIGHT, *QV, *GGUF], 230),
+    Case("fp32, checkpointing", [*QV, "model.dtype=float32", *RECOMPUTED]),
+    Case("all weights, sgd, checkpointing", [*FULL, *RECOMPUTED]),
+    Case("all weights, sgd, checkpointing, fused", [*FULL, *RECOMPUTED, "client.fused=true"]),
+)
+
+SLOWER = {
+    "chunked loss": ("bf16", "bf16, logits at once", 1.1),
+    "int8": ("int8", "bf16", 2.5),
+    "4-bit": ("4-bit", "bf16", 2.5),
+}
+"""What a step may take at most over another one's."""
 
 
 def main(as_json: bool) -> int:
     """Prints the figures; 1 if one is above its bound."""
     from fedgen.cli.figures import report
 
-    told = {case.name: measure(case.overrides, SEQUENCE) for case in CASES}
+    told = {}
+    for case in CASES:
+        told[case.name] = measure(case.overrides, SEQUENCE, tight=case.tight)
+        if not as_json:
+            print(f"{case.name}: {details(told[case.name])}", flush=True)
     # A process that ended early has no figures, and no number holds no bound.
     imports = max(one.get("import_mb", math.nan) for one in told.values())
     figures = {"imports of a device": {"value": round(imports, 1), "bound": float(IMPORT_BOUND_MB)}}
     for case in CASES:
-        value = round(told[case.name].get("above_mb", math.nan), 1)
-        figures[f"{case.name}, peak above the imports"] = {"value": value, "bound": float(case.bound_mb)}
-    if not as_json:
-        for name, one in told.items():
-            print(f"{name}: {details(one)}")
-    return report(f"MB on a device, SmolLM2-135M, batch 1, {SEQUENCE} tokens", figures, as_json)
+        if case.bound_mb is not None:
+            value = round(told[case.name].get("above_mb", math.nan), 1)
+            figures[f"{case.name}, peak above the imports"] = {"value": value, "bound": float(case.bound_mb)}
+    for name, (case, other, bound) in SLOWER.items():
+        ratio = _quickest(told[case]) / _quickest(told[other])
+        figures[f"{name}, step over that of {other}"] = {"value": round(ratio, 2), "bound": bound}
+    return report(f"Memory of a device in MB, SmolLM2-135M, batch 1, {SEQUENCE} tokens", figures, as_json)
+
+
+def _quickest(told: dict[str, Any]) -> float:
+    return float(told.get("fastest_s", math.nan))
 
 
 def measure(
@@ -55,6 +94,8 @@ def measure(
     steps: int = 3,
     cap_mb: int | None = None,
     num_answer: int | None = None,
+    *,
+    tight: bool = False,
 ) -> dict[str, Any]:
     """What a device's process needs for a configuration.
 
@@ -64,6 +105,7 @@ def measure(
         steps: optimiser steps that are timed.
         cap_mb: memory that the process may have, its imports included; None for no limit.
         num_answer: tokens of an example that are answer; None for all but the first.
+        tight: freed memory goes back at once.
 
     Returns:
         outcome: `fits`; `refused`, if the process said that it has too little memory, or stopped for another reason
@@ -77,7 +119,7 @@ def measure(
     from fedgen.cli.train import compose
 
     job = {"config": compose(overrides), "sequence": sequence, "num_answer": num_answer}
-    job |= {"num_steps": steps, "cap_mb": cap_mb}
+    job |= {"num_steps": steps, "cap_mb": cap_mb, "tight": tight}
     code, maximum_mb, out, error = run(json.dumps(job))
     told: dict[str, Any] = {"maxrss_mb": maximum_mb}
     if code == 0:

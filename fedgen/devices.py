@@ -44,6 +44,7 @@ class Rung:
         chunk_tokens: rows of logits that exist at once.
         micro_batch: examples that go through the model at once.
         max_length: longest example in tokens.
+        tight: freed memory goes back to the system at once (`lean.free_early`), for a process of its own.
         light: the experiment's light client trains, which keeps nothing for a backward pass.
     """
 
@@ -53,4 +54,5 @@ class Rung:
     chunk_tokens: int | None = None
     micro_batch: int | None = None
     max_length: int | None = None
+    tight: bool = False
     light: bool = False

@@ -120,8 +120,13 @@ class _Live(TorchDispatchMode):
 
 
 def _flops(func: Any, args: Sequence[Any]) -> int:  # noqa: ANN401
-    """Of a matrix product: twice its three sizes, times those of a batch; nothing for all else."""
+    """Of a matrix product: twice its three sizes, times those of a batch; of attention: its products."""
     name = func._schema.name
+    if name.startswith("aten::_scaled_dot_product_flash_attention_for_cpu"):
+        # Scores and values; on the way back the scores once more, and four gradients.
+        backward = name.endswith("_backward")
+        query, key = args[backward : backward + 2]
+        return (10 if backward else 4) * math.prod(int(size) for size in query.shape) * int(key.shape[-2])
     if name not in ("aten::mm", "aten::bmm", "aten::addmm", "aten::linear"):
         return 0
     left, right = args[-2:] if name == "aten::addmm" else args[:2]

@@ -20,11 +20,15 @@ from fedgen.parts import Ground
 from fedgen.stages import Client
 from fedgen.types import Encoded, Example, Part, State
 
-PROCESS_BYTES = 300_000_000
+PROCESS_BYTES = 290_000_000
 """Resident memory of a device's process that has imported what it uses and holds no model yet."""
 
-WORKSPACE_BYTES = 40_000_000
-"""What libraries, threads and the allocator take beside the tensors of a step."""
+BESIDE_BYTES = 82_000_000
+"""What stands beside weights and the tensors of a step: tokenizer, libraries at work, threads."""
+
+HOLES = 0.4
+HOLES_BYTES = 30_000_000
+"""What the allocator keeps free between tensors, unless freed memory goes back at once: of a step, and besides."""
 
 COPIES = 6
 """Tensors of the size of what is trained: itself, as received, before the training, gradient, and two of Adam's."""
@@ -132,7 +136,9 @@ class Planner:
     def forecast(self, step: Step, device: Device) -> Forecast:
         """What a step takes on a device."""
         found, down_bytes, up_bytes = self._measure(step)
-        peak = PROCESS_BYTES + WORKSPACE_BYTES + found.weight_bytes + COPIES * found.trained_bytes + found.step_bytes
+        tensors = found.weight_bytes + COPIES * found.trained_bytes + found.step_bytes
+        holes = 0 if step.rung.tight else HOLES_BYTES + int(HOLES * found.step_bytes)
+        peak = PROCESS_BYTES + BESIDE_BYTES + tensors + holes
         seconds = None
         if device.step_seconds is not None:
             first, _, _ = self._measure(next(self.ladder()))
@@ -167,6 +173,8 @@ class Planner:
         yield Step(rung, saves="fewer logits at once")
         rung = replace(rung, name=f"{self.ground.bases.lightest} weights", dtype=self.ground.bases.lightest)
         yield Step(rung, saves="frozen weights are held in fewer bits; slower")
+        rung = replace(rung, name="tight", tight=True)
+        yield Step(rung, saves="freed memory goes back at once; up to twice as slow")
         held = Step(rung)
         if self.length >= 2 * SHORTEST:
             rung = replace(rung, name="half length", max_length=self.length // 2)

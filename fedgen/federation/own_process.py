@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fedgen.device import Holding, answer
 from fedgen.experiment import Experiment
+from fedgen.lean import free_early, give_back, slim_down
 from fedgen.messages import Reply, Request
 from fedgen.parts import Ground, ground_of
 from fedgen.types import Scores
@@ -61,10 +62,13 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
     """One turn; runs in the new process."""
     import torch
 
+    slim_down()
     torch.set_num_threads(1)
     turn: Turn = connection.recv()
     experiment, dtype = turn.experiment, turn.request.rung.dtype
+    free_early(tight=turn.request.rung.tight)
     base = experiment.model.load(experiment.seed, dtype=dtype)
     [learner] = experiment.learners(base, 1)
+    give_back()
     ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans, dtype=dtype)
     connection.send(answer(ground, turn.request, learner, turn.holding))

@@ -10,6 +10,7 @@ from fedgen.adapter.full import Full as FullAdapter
 from fedgen.adapter.lora import Lora
 from fedgen.client.first_order import FirstOrder
 from fedgen.device import Holding, answer, hold, select
+from fedgen.devices import Rung
 from fedgen.errors import ClientError
 from fedgen.extraction.full import Full
 from fedgen.extraction.static import Static
@@ -53,7 +54,7 @@ class CountingBase(TextBase):
 
 @pytest.fixture
 def counting(base):
-    return CountingBase(**vars(base))
+    return CountingBase(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
 
 
 def ground_for(base, selection, adapter=None, **fields):
@@ -81,7 +82,7 @@ def test_all_hands_every_example_to_the_client_and_asks_no_model(counting):
     ground = ground_for(counting, All())
     learner, _ = table(ground)
     holding = hold(learner, EXAMPLES)
-    assert select(ground, holding) == (holding.examples, 0)
+    assert select(ground, holding, Rung()) == (holding.examples, 0)
     assert counting.asked == []
     assert holding.scores == {}
 
@@ -90,14 +91,14 @@ def test_an_example_is_scored_once_however_often_it_occurs_and_is_asked_for(coun
     ground, asked = ground_for(counting, Perplexity(fraction=0.5)), counting.asked
     learner, _ = table(ground)
     holding = hold(learner, [*EXAMPLES, EXAMPLES[1]])
-    first = select(ground, holding)
+    first = select(ground, holding, Rung())
     assert asked == holding.examples[:5]
-    assert select(ground, holding) == first
+    assert select(ground, holding, Rung()) == first
     assert len(asked) == 5
     # One that comes later is scored alone, and the scores of the others stay.
     before = dict(holding.scores)
     more = dataclasses.replace(hold(learner, [*EXAMPLES, Example("say pump: ", "PUMP")]), scores=holding.scores)
-    select(ground, more)
+    select(ground, more, Rung())
     assert asked[5:] == more.examples[5:]
     assert {e: holding.scores[e] for e in before} == before
 
@@ -106,7 +107,7 @@ def test_what_one_client_knows_no_other_does(counting):
     ground = ground_for(counting, Perplexity())
     learner, _ = table(ground)
     for _ in range(2):
-        select(ground, hold(learner, EXAMPLES))
+        select(ground, hold(learner, EXAMPLES), Rung())
     assert len(counting.asked) == 2 * len(EXAMPLES)
 
 
@@ -123,7 +124,7 @@ def test_scores_are_of_the_model_as_it_was_loaded_whatever_was_trained_since(bas
     assert moved != pytest.approx(expected, rel=1e-2)
     later = dataclasses.replace(request, payload=ground.experiment.wire.encode(learner.state()))
     assert answer(ground, later, learner, holding).error == ""
-    assert [holding.scores[e] for e in holding.examples] == expected
+    assert [holding.scores[None, e] for e in holding.examples] == expected
 
 
 def test_a_device_that_trains_a_part_scores_with_the_whole(base):
@@ -138,7 +139,9 @@ def test_a_device_that_trains_a_part_scores_with_the_whole(base):
     reply = answer(ground, Request(1, "barn", 0.0, part, payload, base.fingerprint), learner, holding)
     assert reply.error == ""
     plain = base.learner(base.replica(private=False), {})
-    assert [holding.scores[e] for e in holding.examples] == [selection.measure(plain, e) for e in holding.examples]
+    assert [holding.scores[None, e] for e in holding.examples] == [
+        selection.measure(plain, e) for e in holding.examples
+    ]
 
 
 def test_the_chosen_ones_alone_are_trained_on_and_are_the_weight(base):
@@ -149,7 +152,7 @@ def test_the_chosen_ones_alone_are_trained_on_and_are_the_weight(base):
     assert reply.num_examples == reply.metrics["num_selected"] == 3
     assert 0 < reply.metrics["seconds_select"] < reply.metrics["seconds_compute"]
     # The same as a client that has only these to begin with.
-    chosen, _ = select(ground, holding)
+    chosen, _ = select(ground, holding, Rung())
     assert len(chosen) == 3
     few = answer(ground_for(base, All()), request, learner, Holding(chosen, [""] * 3))
     assert few.metrics["loss"] == reply.metrics["loss"]
@@ -190,7 +193,7 @@ def test_if_no_score_is_a_number_the_device_says_so(base):
     reply = answer(ground, request, learner, hold(learner, EXAMPLES))
     assert (reply.error, reply.payload) == ("no_finite_scores", None)
     with pytest.raises(ClientError, match="no_finite_scores"):
-        select(ground, hold(learner, EXAMPLES))
+        select(ground, hold(learner, EXAMPLES), Rung())
 
 
 @pytest.mark.parametrize("selection", [All(), Perplexity()], ids=["all", "perplexity"])

@@ -11,6 +11,7 @@ from fedgen import device, tree
 from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
 from fedgen.aggregation.masked_mean import MaskedMean
+from fedgen.checkpoint import Checkpoint
 from fedgen.client.first_order import FirstOrder
 from fedgen.coverage import Coverage
 from fedgen.errors import ClientError
@@ -21,6 +22,7 @@ from fedgen.federation.local import finished
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.journal import read
+from fedgen.late import Late
 from fedgen.learner import Base
 from fedgen.messages import Reply, Request
 from fedgen.model.tiny import Tiny
@@ -63,7 +65,8 @@ def reply_of(ground, state, client, part, kept, value, num_examples):
 def play(ground, state, parts, replies, folder):
     """The next state, the lines of the replies, and what is told of who held what."""
     coverage = Coverage(ground)
-    taken = Replies(ground, state, ROUND, parts, coverage, folder)
+    late = Late(Checkpoint(ROUND - 1, {}, {}, {}), folder)
+    taken = Replies(ground, state, ROUND, parts, coverage, folder, late)
     for client in parts:
         taken.sent[client] = Sent(0.0, 0, 0, 0.0)
     for reply in replies:
@@ -156,7 +159,7 @@ def answer(ground, width, examples=EXAMPLE):
     (learner,) = ground.experiment.learners(ground.base, 1)
     payload = Dense().encode(state_of(ground), ground.sent(part))
     request = Request(ROUND, "attic", 0.0, part, payload, ground.base.fingerprint)
-    return part, device.answer(ground, request, learner, examples)
+    return part, device.answer(ground, request, learner, device.Holding(examples, [""] * len(examples)))
 
 
 @pytest.mark.parametrize("mode", ["cut", "window"])

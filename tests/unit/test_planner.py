@@ -44,7 +44,8 @@ PEAKS = [PLANNER.forecast(step, Device()).peak_bytes for step in PLANNER.ladder(
 def test_the_ladder_begins_as_the_experiment_is_and_each_rung_keeps_what_the_one_before_it_did():
     rungs = [step.rung for step in PLANNER.ladder()]
     assert rungs[0] == Rung("as configured", max_length=PLANNER.length)
-    assert [rung.name for rung in rungs[1:5]] == ["checkpointing", "one at a time", "small chunks", "int8 weights"]
+    names = ["checkpointing", "one at a time", "small chunks", "int8 weights", "tight"]
+    assert [rung.name for rung in rungs[1:6]] == names
     for before, after in itertools.pairwise(rungs[:-1]):
         kept = {
             k: v for k, v in dataclasses.asdict(before).items() if v is not None and k not in ("name", "max_length")

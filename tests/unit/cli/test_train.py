@@ -35,13 +35,14 @@ def test_the_default_is_smart_homes_on_a_pretrained_model():
 def test_a_composed_config_tells_every_value_in_the_order_in_which_data_flows():
     config = composed("model=tiny")
     assert list(config)[:4] == ["_target_", "name", "seed", "num_rounds"]
-    assert list(config)[-12:] == [
+    assert list(config)[-13:] == [
         "data",
         "partition",
         "model",
         "adapter",
         "extraction",
         "client",
+        "light_client",
         "selection",
         "wire",
         "aggregation",

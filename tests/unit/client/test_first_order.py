@@ -197,8 +197,10 @@ def learner_of(adapter, **fields):
 def change(option, adapter, data=UNEQUAL, **fields):
     learner = learner_of(adapter, **fields)
     before = learner.state()
-    metrics = option.train(learner, data, 0.0, generator())
-    return metrics, tree.subtract(learner.state(), before)
+    trained = option.train(learner, data, 0.0, generator())
+    moved = tree.subtract(learner.state(), before)
+    assert all(torch.equal(trained.change[name], tensor) for name, tensor in moved.items())
+    return trained.metrics, trained.change
 
 
 def sgd(**fields):
@@ -223,7 +225,7 @@ def test_the_gradients_of_pieces_add_up_to_those_of_the_batch(adapter, micro_bat
 def test_pieces_weigh_as_much_as_they_have_answer_tokens():
     data, line = [Encoded((1, 0), 1), Encoded((5, 0, 0, 0), 1)], Line()
     option = FirstOrder(learning_rate=0.1, num_steps=1, optimizer="sgd", max_grad_norm=None, micro_batch=1)
-    metrics = option.train(line, data, 0.0, generator())
+    metrics = option.train(line, data, 0.0, generator()).metrics
     # One of four tokens pulls to 1 and three pull to 5: gradient -2 (1 / 4 + 15 / 4).
     assert line.parameter.item() == pytest.approx(0.8)
     assert metrics["loss"] == pytest.approx(1 / 4 + 25 * 3 / 4)
@@ -280,7 +282,7 @@ def test_a_gradient_is_used_once_and_dropped_before_the_next_is_there():
 def test_what_fused_training_needs_is_the_largest_gradient_and_the_state():
     line = Line(nn.Parameter(torch.zeros(5)))
     option = FirstOrder(num_steps=1, optimizer="sgd", max_grad_norm=None, fused=True)
-    assert option.train(line, examples(3), 0.0, generator())["train_bytes"] == 20
+    assert option.train(line, examples(3), 0.0, generator()).metrics["train_bytes"] == 20
 
 
 @pytest.mark.parametrize("weight", [0.0, math.nan])

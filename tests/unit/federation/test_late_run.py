@@ -29,6 +29,7 @@ from fedgen.gate import prepare
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny
 from fedgen.partition.by_owner import ByOwner
+from fedgen.selection.all import All
 from fedgen.wire.dense import Dense
 from fedgen.workers import Workers
 
@@ -58,6 +59,7 @@ LATE = Experiment(
     adapter=Lora(rank=2, alpha=4.0),
     extraction=Rolling(stride=None),
     client=FirstOrder(learning_rate=1e-2, num_steps=1, batch_size=4),
+    selection=All(),
     wire=Dense(),
     aggregation=MaskedMean(momentum=0.5),
     evaluation=ExactMatch(),
@@ -83,7 +85,7 @@ def lines_of(run, kind):
 
 def timeless(run):
     """The journal without what a clock or the memory of a process says."""
-    untold = ("seconds", "peak_memory_bytes")
+    untold = ("seconds", "seconds_select", "peak_memory_bytes")
     return [{key: value for key, value in line.items() if key not in untold} for line in read(run.metrics_file)]
 
 
@@ -280,7 +282,7 @@ def test_rounds_in_which_nothing_is_due_are_not_rounds_in_which_nothing_was_usab
 
 
 @dataclasses.dataclass(frozen=True)
-class Useless:
+class Useless(FirstOrder):
     """A client that never has anything to send."""
 
     def train(self, learner, examples, progress, generator):

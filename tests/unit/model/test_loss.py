@@ -35,15 +35,25 @@ def test_a_change_to_some_rows_of_a_frozen_head_is_a_head_with_that_change(case)
     head, rows = head.detach(), torch.tensor([0, 3, 4, 17, 39])
     added = torch.randn(5, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
     logits = hidden @ head.index_add(0, rows, added).T
-    expected, ours = cross_entropy(logits, targets), mean_loss(hidden, head, targets, (rows, added))
+    expected, ours = cross_entropy(logits, targets), mean_loss(hidden, head, targets, change=(rows, added))
     assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
     gradients = [torch.autograd.grad(3 * loss, [hidden, added]) for loss in (ours, expected)]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    losses, right = token_losses(hidden, head, targets, (rows, added))
+    losses, right = token_losses(hidden, head, targets, change=(rows, added))
     assert torch.allclose(losses, cross_entropy(logits, targets, reduction="none"), atol=1e-5)
     assert torch.equal(right, logits.argmax(1) == targets)
     assert not torch.equal(right, token_losses(hidden, head, targets)[1])
+
+
+def test_without_a_gradient_the_loss_is_the_same_and_none_is_made(case):
+    hidden, head, targets = case
+    expected = cross_entropy(hidden @ head.T, targets).item()
+    with torch.no_grad(), Made() as made:
+        ours = mean_loss(hidden, head, targets, 10)
+    assert ours.item() == pytest.approx(expected, rel=1e-6)
+    assert made.sizes(hidden, head, targets)[:2] == [10 * 40, 10 * 40]
+    assert not ours.requires_grad
 
 
 def test_bfloat16_head_stays_close(case):

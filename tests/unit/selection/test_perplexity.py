@@ -86,7 +86,7 @@ class Stub:
     def load(self, *arguments):
         raise AssertionError("scoring needs the passes and nothing else")
 
-    parameters = state = encode = loss = generate = importance = load
+    parameters = state = encode = holds = loss = generate = importance = load
 
 
 def test_scores_by_hand():
