@@ -59,7 +59,7 @@ def carry_out(job: Job) -> dict[str, Any]:
 
     Returns:
         MB resident after the imports, after loading, and at most from then on; median and least seconds of a step;
-        losses of the first and of the last step; number of trained parameters; names of modules that came after the imports.
+        losses of the first and of the last step; number of trained parameters; modules that came after the imports.
     """
     from fedgen import lean
 

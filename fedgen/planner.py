@@ -27,14 +27,16 @@ BESIDE_BYTES = 82_000_000
 """What stands beside weights and the tensors of a step: tokenizer, libraries at work, threads."""
 
 HOLES = 0.4
-HOLES_BYTES = 30_000_000
-"""What the allocator keeps free between tensors, unless freed memory goes back at once: of a step, and besides."""
+HOLES_BYTES = 60_000_000
+"""What the allocator keeps free between tensors of a backward pass: of a step, and besides; nothing where freed memory
+goes back at once."""
 
 COPIES = 6
 """Tensors of the size of what is trained: itself, as received, before the training, gradient, and two of Adam's."""
 
 MARGIN = 0.05
-"""Share of a device's memory that no plan counts on."""
+LOOSE_MARGIN = 0.12
+"""Share of a device's memory that no plan counts on; more where the allocator leaves holes, which nobody foretells."""
 
 HOT_C = 80.0
 """A Raspberry Pi slows down from here, and from 85 °C to a crawl."""
@@ -88,6 +90,11 @@ class Forecast:
     down_bytes: int
     up_bytes: int
 
+    @property
+    def needed_bytes(self) -> int:
+        """What a device has to have: the peak, and a margin for what nobody foretells."""
+        return math.ceil(self.peak_bytes / (1 - (MARGIN if self.step.rung.tight else LOOSE_MARGIN)))
+
 
 @dataclass(frozen=True)
 class Planner:
@@ -113,7 +120,7 @@ class Planner:
             # Half the layers to train is about half the arithmetic of the backward pass.
             if not needs_rest(device) or step.top_layers < 1 or step.rung.light:
                 found = self.forecast(step, device)
-                if found.peak_bytes <= device.memory_bytes * (1 - MARGIN):
+                if found.needed_bytes <= device.memory_bytes:
                     return found
         return None
 
@@ -125,8 +132,8 @@ class Planner:
     def why_none(self, devices: Iterable[Device], reasons: Iterable[str]) -> str:
         """What to say when nobody takes part."""
         largest = max(device.memory_bytes or 0 for device in devices)
-        least = min((self.forecast(step, Device()) for step in self.ladder()), key=lambda found: found.peak_bytes)
-        needed = math.ceil(least.peak_bytes / (1 - MARGIN) / 1e6)
+        least = min((self.forecast(step, Device()) for step in self.ladder()), key=lambda found: found.needed_bytes)
+        needed = math.ceil(least.needed_bytes / 1e6)
         return (
             f"every device declines ({', '.join(sorted(set(reasons)))}): the largest may use {largest / 1e6:.0f} MB, "
             f"and the smallest way to train this model ({least.step.rung.name}) needs {needed} MB. Take a smaller "
@@ -137,7 +144,8 @@ class Planner:
         """What a step takes on a device."""
         found, down_bytes, up_bytes = self._measure(step)
         tensors = found.weight_bytes + COPIES * found.trained_bytes + found.step_bytes
-        holes = 0 if step.rung.tight else HOLES_BYTES + int(HOLES * found.step_bytes)
+        has_holes = not step.rung.tight and self.ground.at(step.rung).experiment.client.needs_backward
+        holes = HOLES_BYTES + int(HOLES * found.step_bytes) if has_holes else 0
         peak = PROCESS_BYTES + BESIDE_BYTES + tensors + holes
         seconds = None
         if device.step_seconds is not None:

@@ -57,7 +57,7 @@ def test_every_command_runs(workplace, capsys):
             words = [str(workplace) if word == "runs/RUN" else word for word in command[1:]]
             if "data=jsonl" in words:
                 words += ["num_rounds=1", "client.num_steps=1"]
-            elif words[0] == "train":
+            elif words[0] in ("train", "plan"):
                 words = [word for word in words if word != "recipe=tiny"]
                 words += [*QUICK[1:], "model=tiny", "data=synthetic", "partition=by_owner"]
                 words = list(dict.fromkeys(words))

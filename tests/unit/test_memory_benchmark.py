@@ -84,17 +84,21 @@ def test_a_configuration_that_is_wrong_is_the_callers_mistake():
 def test_bounds_decide_the_exit_code(monkeypatch, capsys):
     import memory
 
-    monkeypatch.setattr(memory, "measure", lambda overrides, sequence: {"import_mb": 290.4, "above_mb": 451.0})
-    monkeypatch.setattr(memory, "CASES", (memory.Case("bf16", [], 450), memory.Case("4-bit", [], 500)))
+    told = {"import_mb": 290.4, "above_mb": 451.0}
+    monkeypatch.setattr(memory, "measure", lambda case, sequence, tight: {**told, "fastest_s": 3.0 if case else 1.0})
+    cases = memory.Case("bf16", [], 450), memory.Case("4-bit", ["slow"], 500), memory.Case("int8", [])
+    monkeypatch.setattr(memory, "CASES", cases)
+    monkeypatch.setattr(memory, "SLOWER", {"4-bit": ("4-bit", "bf16", 2.5), "int8": ("int8", "bf16", 2.5)})
     assert memory.main(as_json=True) == 1
     printed = json.loads(capsys.readouterr().out)
-    assert [figure["holds"] for figure in printed.values()] == [True, False, True]
+    assert [figure["holds"] for figure in printed.values()] == [True, False, True, False, True]
+    assert printed["4-bit, step over that of bf16"]["value"] == 3.0
     assert printed["imports of a device"] == {"value": 290.4, "bound": 300.0, "holds": True}
 
 
 def test_a_process_that_ended_early_holds_no_bound(monkeypatch, capsys):
     import memory
 
-    monkeypatch.setattr(memory, "measure", lambda overrides, sequence: {"outcome": "killed", "message": "SIGKILL"})
+    monkeypatch.setattr(memory, "measure", lambda case, sequence, tight: {"outcome": "killed", "message": "SIGKILL"})
     assert memory.main(as_json=False) == 1
     assert "killed, SIGKILL" in capsys.readouterr().out
