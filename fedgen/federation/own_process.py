@@ -6,7 +6,6 @@ imports and the loading of the model in every turn.
 
 import multiprocessing
 import multiprocessing.connection
-import pickle
 from dataclasses import dataclass
 
 from fedgen.device import Holding, answer
@@ -48,9 +47,10 @@ def answer_apart(ground: Ground, request: Request, holding: Holding) -> Reply:
     process.start()
     there.close()
     try:
-        # As bytes: what multiprocessing makes of tensors by itself is gone with the process that sent it.
-        here.send_bytes(pickle.dumps(turn))
-        reply: Reply = pickle.loads(here.recv_bytes())
+        here.send(turn)
+        reply: Reply = here.recv()
+        # Tensors come from the memory of the process that sends them, so it waits until they are here.
+        here.send(None)
     except (EOFError, OSError):
         # Killed, out of memory most likely; the run goes on without it.
         reply = Reply(request.round, request.client, error="died")
@@ -66,11 +66,12 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
 
     slim_down()
     torch.set_num_threads(1)
-    turn: Turn = pickle.loads(connection.recv_bytes())
+    turn: Turn = connection.recv()
     experiment, dtype = turn.experiment, turn.request.rung.dtype
     free_early(tight=turn.request.rung.tight)
     base = experiment.model.load(experiment.seed, dtype=dtype)
     [learner] = experiment.learners(base, 1)
     give_back()
     ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans, dtype=dtype)
-    connection.send_bytes(pickle.dumps(answer(ground, turn.request, learner, turn.holding)))
+    connection.send(answer(ground, turn.request, learner, turn.holding))
+    connection.recv()
