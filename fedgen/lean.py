@@ -12,6 +12,7 @@ asked for by its first line, never by an import.
 import ctypes
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -23,6 +24,11 @@ ABSENT = {
     "PIL": "2 MB: transformers opens pictures with it",
 }
 """Optional packages that look as if they were not installed, and why they are not missed."""
+
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+CACHED = "16"
+"""How many products the processor's library keeps ready. It would keep 1,024, one for every length of an example that
+it meets, and eight steps already come to 150 MB. Read when the first product is taken."""
 
 LARGE_BYTES = 2**20
 """Tensors from this size on are freed at once. Below it, giving them back and asking anew costs time."""
@@ -37,6 +43,8 @@ def slim_down() -> None:
     assert "transformers" not in sys.modules, "what has been imported cannot be left out any more"
     import torch
 
+    for name in CACHES:
+        os.environ.setdefault(name, CACHED)
     # To Python, None is a module that is known to be missing.
     for name in ABSENT:
         sys.modules[name] = None  # type: ignore[assignment]
