@@ -106,10 +106,8 @@ def wanted_parts(
     parts, plans = dict[str, Part](), dict[str, Forecast]()
     for client, device in devices.items():
         plan = planner.choose(device) if planner is not None and device.memory_bytes is not None else None
-        if plan is None:
+        if planner is None or plan is None:
             parts[client] = ground.part(client, round, device.width, missed[client])
         else:
-            step = plan.step
-            parts[client] = ground.part(client, round, step.width, missed[client], step.top_layers, step.rank)
-            plans[client] = plan
+            parts[client], plans[client] = planner.part(client, round, plan.step, missed[client]), plan
     return parts, plans

@@ -202,9 +202,9 @@ class Planner:
             rung = replace(held.rung, name="zeroth order", checkpointing=False, light=True)
             yield replace(held, rung=rung, saves="no backward pass at all; learns far less per step")
 
-    def part(self, client: str, round: int, step: Step) -> Part:
-        """What a client on a step of the ladder gets in a round."""
-        return self.ground.part(client, round, step.width, 0, step.top_layers, step.rank)
+    def part(self, client: str, round: int, step: Step, missed: int = 0) -> Part:
+        """What a client on a step of the ladder gets in a round; `missed` are rounds in which it was still at work."""
+        return self.ground.part(client, round, step.width, missed, step.top_layers, step.rank)
 
     def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
         """What goes through the model at once on a step of the ladder, and who lets it."""
