@@ -195,19 +195,22 @@ class Proxy:
         return int(lengths[0])
 
     async def _ask(self, request: h11.Request, outside: Endpoint, inside: Endpoint) -> None:
-        headers = [
-            (b"host", str(self._home.superlink).encode()),
-            (b"connection", b"close"),
-            *end_to_end(request.headers),
-        ]
+        headers = [(b"host", str(self._home.superlink).encode()), *end_to_end(request.headers)]
         await inside.send(h11.Request(method=b"POST", target=request.target, headers=headers))
         if outside.connection.they_are_waiting_for_100_continue:
             await outside.send(h11.InformationalResponse(status_code=100, headers=[]))
+        taken = True
         while not isinstance(event := await outside.event(), h11.EndOfMessage):
             if not isinstance(event, h11.Data):
                 raise EOFError
-            await inside.send(event)
-        await inside.send(h11.EndOfMessage())
+            try:
+                if taken:
+                    await inside.send(event)
+            except OSError:
+                # It has answered before it had read all. Its answer is what counts; the rest goes nowhere.
+                taken = False
+        if taken:
+            await inside.send(h11.EndOfMessage())
 
     async def _answer(self, outside: Endpoint, inside: Endpoint) -> bool:
         try:

@@ -167,6 +167,17 @@ def test_devices_come_online_and_what_is_killed_comes_back_and_nothing_is_left_b
     )
     until(lambda: deployment.online() == online, lambda: deployment.said("server"))
 
+    # A registration that a crash kept from being noted is found again; a device that is revoked is out.
+    nodes = deployment.home / "state" / "nodes.json"
+    noted = json.loads(nodes.read_text())
+    del noted["nodes"]["kitchen"]
+    nodes.write_text(json.dumps(noted))
+    assert fedgen("provision", deployment.home, "--revoke", "attic").returncode == 0
+    until(lambda: {*json.loads(nodes.read_text())["nodes"]} == {"kitchen"}, lambda: deployment.said("server"))
+    assert json.loads(nodes.read_text())["nodes"]["kitchen"] == registered["kitchen"]
+    until(lambda: "does not know this device's key" in deployment.said("attic"), lambda: deployment.said("attic"))
+    until(lambda: deployment.online() == {registered["kitchen"]["node_id"]}, lambda: deployment.said("server"))
+
     # SIGTERM ends everything.
     assert len(deployment.everything()) >= 5
     assert deployment.stop() == dict.fromkeys(deployment.running, 0)
