@@ -81,7 +81,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        from fedgen.cli.catalogue import recipes
+        from fedgen.config.catalogue import recipes
 
         print(TRAIN.format(recipes=f"\n{'':20}".join(f"recipe={name:<12} {text}" for name, text in recipes().items())))
         return 0
