@@ -32,6 +32,7 @@ def carry_through(
     *,
     clients: Sequence[str] = (),
     num_workers: int | None = None,
+    wait_s: float = 0.0,
 ) -> None:
     """Carries an experiment through, from its last checkpoint if there is one.
 
@@ -42,12 +43,13 @@ def carry_through(
         reach: makes the transport.
         clients: names of all clients; none: those to whom the partition gives examples of the server's data.
         num_workers: learners of this process, one thread each; None for one per core.
+        wait_s: seconds to wait for another process that works on the run.
 
     Raises:
         FedgenError: data, model or run folder are unusable; the message says how.
     """
     one_thread_each()
-    with lock(run):
+    with lock(run, wait_s):
         dataset = experiment.data.load(experiment.seed)
         names = sorted(clients or shards_of(experiment, dataset))
         base = experiment.base()
