@@ -113,16 +113,21 @@ class GridTransport:
             self._look()
             busy = {asked.client for asked in self._closed.values()}
             free, waited = self._roster.free(busy, self._terms.min_clients), time.monotonic() - began
-            gathered = self._begun or not self._roster.missing or waited >= self._terms.gather_s
-            if len(free) >= self._terms.min_clients and gathered:
+            gathered = self._begun or waited >= self._terms.gather_s or self._all_heard
+            if gathered and len(free) >= self._terms.min_clients:
                 self._begun = True
                 return free
-            if self._terms.patience_s is not None and waited > max(self._terms.patience_s, self._terms.gather_s):
-                raise RunError(f"{self._whom(free)} for {waited:.0f} s; start fedgen client on the devices")
+            if gathered and self._terms.patience_s is not None and waited > self._terms.patience_s:
+                raise RunError(f"{self._whom(free)}. Look at the devices with fedgen doctor, and start fedgen client")
             if not told:
                 told = True
                 self._tell(warning(self._roster.round, f"{self._whom(free)}; waiting for more"))
             time.sleep(self._terms.poll_s)
+
+    @property
+    def _all_heard(self) -> bool:
+        """Whether nobody else is to be expected: all clients are there, or as many nodes have been looked at."""
+        return not self._roster.missing or (not self._greeted and self._roster.num_online >= len(self._ground.clients))
 
     def reports(self) -> Mapping[str, Report]:
         """What the devices last said of themselves."""
@@ -264,7 +269,9 @@ class GridTransport:
         return None
 
     def _whom(self, free: list[str]) -> str:
+        reasons = ", ".join(sorted(self._roster.reasons))
+        refused = f"; refused were nodes for {reasons}" if reasons else ""
         return (
             f"{len(free)} of {len(self._ground.clients)} clients can be asked, and a round begins with at least "
-            f"{self._terms.min_clients}"
+            f"{self._terms.min_clients}{refused}"
         )

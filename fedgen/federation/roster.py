@@ -38,6 +38,16 @@ class Roster:
         """Clients that are not there."""
         return self._clients.difference(self._nodes)
 
+    @property
+    def num_online(self) -> int:
+        """Nodes that were online when last looked at, whoever they are."""
+        return len(self._registered)
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """Why nodes were refused."""
+        return frozenset(reason for reason, _ in self._refused.values())
+
     def seen(self, registered: Mapping[int, str]) -> list[int]:
         """Takes note of who is online; returns the nodes that have to be greeted.
 

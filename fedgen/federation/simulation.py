@@ -29,8 +29,8 @@ CONNECTION = "fedgen"
 START_S = 90.0
 """A SuperLink that is not up after this time has failed."""
 
-PATIENCE_S = 600.0
-"""Virtual clients are there once their processes have imported everything."""
+GATHER_S, PATIENCE_S = 600.0, 5.0
+"""Virtual clients are there once their processes have imported everything; one that is refused then is not mended."""
 
 LOG_LINES = 15
 
@@ -76,7 +76,7 @@ class Simulation:
             deadline_s=self.deadline_s,
             quorum=self.quorum,
             grace_s=self.grace_s,
-            gather_s=PATIENCE_S,
+            gather_s=GATHER_S,
             patience_s=PATIENCE_S,
             poll_s=0.05,
         )
