@@ -22,7 +22,7 @@ LOOK_S = 0.1
 """Between two looks at what the run tells."""
 
 ASK_S, LONGEST_ASK_S = 10.0, 60.0
-"""A run that tells nothing for so long is asked after, then less and less often; the question takes seconds of a core."""
+"""A run that tells nothing for so long is asked after, then less and less often: to ask takes seconds of a core."""
 
 BUNDLE = """\
 [project]

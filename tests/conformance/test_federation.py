@@ -1,4 +1,4 @@
-"""What every driver must be: found like any option, free to build, the same after a trip through Flower's run config."""
+"""What every driver must be: found like any option, free to build, the same at the other end of a run config."""
 
 import time
 
