@@ -54,14 +54,14 @@ class Submission:
 
     Attributes:
         control: where to.
-        run: the folder that keeps everything.
+        folder: of the run.
         observe: is told of each thing as it happens.
         clients: names of all clients.
         federation: of a simulation, how large it is.
     """
 
     control: Control
-    run: Run
+    folder: Run
     observe: Observer
     clients: Sequence[str]
     federation: Mapping[str, int | float | bool]
@@ -72,9 +72,9 @@ class Submission:
         Raises:
             RunError: Flower refuses it, or cannot be reached.
         """
-        config = run_config.write(run_config.resolved(self.run.experiment_file), self.run.path, self.clients)
-        with tempfile.TemporaryDirectory(prefix="fedgen-") as folder:
-            bundle, overrides = Path(folder, "bundle"), Path(folder, "run.toml")
+        config = run_config.write(run_config.resolved(self.folder.experiment_file), self.folder.path, self.clients)
+        with tempfile.TemporaryDirectory(prefix="fedgen-") as temporary:
+            bundle, overrides = Path(temporary, "bundle"), Path(temporary, "run.toml")
             bundle.mkdir()
             keys = "\n".join(f'"{key}" = ""' for key in run_config.KEYS)
             (bundle / "pyproject.toml").write_text(BUNDLE.format(version=fedgen.__version__, keys=keys))

@@ -62,16 +62,16 @@ def submission(tmp_path, told):
 def test_what_the_run_says_is_handed_on_until_it_is_over(tmp_path):
     told = []
     waiting = submission(tmp_path, told)
-    tail = Tail(waiting.run.observed_file)
-    waiting.run.observed_file.write_text('{"kind": "round", "round": 1}\n{"kind": "over"}\n{"kind": "later"}\n')
+    tail = Tail(waiting.folder.observed_file)
+    waiting.folder.observed_file.write_text('{"kind": "round", "round": 1}\n{"kind": "over"}\n{"kind": "later"}\n')
     waiting.follow("1", tail, lambda: None)
     assert told == [{"kind": "round", "round": 1}]
 
 
 def test_what_fails_in_the_servers_part_is_an_error_here(tmp_path):
     waiting = submission(tmp_path, [])
-    tail = Tail(waiting.run.observed_file)
-    waiting.run.observed_file.write_text('{"kind": "failed", "message": "no data; put some there"}\n')
+    tail = Tail(waiting.folder.observed_file)
+    waiting.folder.observed_file.write_text('{"kind": "failed", "message": "no data; put some there"}\n')
     with pytest.raises(RunError, match=r"^no data; put some there$"):
         waiting.follow("1", tail, lambda: None)
 
