@@ -8,7 +8,7 @@ from fedgen.cli.train import compose
 from fedgen.config.check import build
 from fedgen.device import answer, hold
 from fedgen.federation import run_config
-from fedgen.federation.local import shards_of
+from fedgen.federation.course import shards_of
 from fedgen.messages import Request
 from fedgen.parts import ground_of
 
