@@ -11,7 +11,7 @@ from fedgen.errors import FedgenError
 
 
 def main(experiment: Path, memory_bytes: int) -> int:
-    """Prints how a device with this memory would work, if it would, and what the least is that any device needs."""
+    """Prints how a device with this memory would work, and what it needs; without a way, the least of any."""
     from fedgen.cli.load import load
     from fedgen.devices import Device
     from fedgen.federation.local import planned
@@ -22,13 +22,11 @@ def main(experiment: Path, memory_bytes: int) -> int:
         print(error, file=sys.stderr)
         return 2
     found = planner.choose(Device(kind="this", memory_bytes=memory_bytes))
-    least = min(planner.forecast(step, Device()).needed_bytes for step in planner.ladder())
-    told = {
-        "rung": None if found is None else found.step.rung.name,
-        "needed_bytes": None if found is None else found.needed_bytes,
-        "least_bytes": least,
-    }
-    print(json.dumps(told))
+    if found is None:
+        needed = min(planner.forecast(step, Device()).needed_bytes for step in planner.ladder())
+    else:
+        needed = found.needed_bytes
+    print(json.dumps({"rung": None if found is None else found.step.rung.name, "needed_bytes": needed}))
     return 0
 
 

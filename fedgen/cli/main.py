@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedgen.cli import watch
 from fedgen.errors import FedgenError
 
 USER_ERROR = 2
@@ -114,8 +113,6 @@ def _dispatch(given: argparse.Namespace) -> int:
         from fedgen.cli.benchmark import benchmark
 
         return benchmark(given.name, as_json=given.json)
-    if given.verb in watch.VERBS:
-        return watch.dispatch(given)
     from rich.console import Console
 
     from fedgen.cli.catalogue import show
@@ -159,14 +156,14 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
     _add_deployment(verbs)
-    watch.add_verbs(verbs)
     return parser
 
 
 def _add_deployment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from fedgen.cli import deploy
+    from fedgen.cli import deploy, watch
 
     deploy.add_verbs(verbs)
+    watch.add_verbs(verbs)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

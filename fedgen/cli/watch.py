@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from fedgen.deployment.finding import Finding
     from fedgen.deployment.snapshot import Watch
 
-VERBS = ("doctor", "status", "dashboard")
 PORT = 8765
 EVERY_S = 5.0
 
@@ -28,43 +27,24 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--experiment", type=Path, metavar="RUN", help="a run, or its experiment.yaml: is its model here, does it fit"
     )
     doctor.add_argument("--json", action="store_true", help="print one object")
+    doctor.set_defaults(carry_out=_doctor)
     status = verbs.add_parser("status", help="show the devices of a server's home and its newest run")
     _add_home(status)
     status.add_argument("--watch", action="store_true", help=f"look again every {EVERY_S:g} s until Ctrl-C")
     status.add_argument("--json", action="store_true", help="print one object; with --watch, one per line")
+    status.set_defaults(carry_out=lambda given: _status(given, _watch(given)))
     dashboard = verbs.add_parser("dashboard", help="the same as a live page in the browser, on this machine only")
     _add_home(dashboard)
     dashboard.add_argument("--port", type=int, default=PORT, help=f"of the page (default {PORT}); 0 for any")
+    dashboard.set_defaults(carry_out=lambda given: _dashboard(given, _watch(given)))
 
 
-def dispatch(given: argparse.Namespace) -> int:
-    """Carries out one of `VERBS`."""
-    if given.verb == "doctor":
-        return doctor(given.place, given.experiment, as_json=given.json)
-    from fedgen.deployment.snapshot import Watch
-
-    runs = given.runs or Path(os.environ.get("FEDGEN_RUNS") or "runs")
-    watch = Watch(given.home, runs, given.run)
-    if given.verb == "status":
-        return status(given.home, watch, again=given.watch, as_json=given.json)
-    return dashboard(watch, given.port)
-
-
-def doctor(place: Path | None, experiment: Path | None, *, as_json: bool) -> int:
-    """Prints what the probes found.
-
-    Returns:
-        0, or 1 if one of them failed.
-
-    Raises:
-        ConfigError: the place is neither a home nor a bundle, or there is no such experiment.
-    """
+def _doctor(given: argparse.Namespace) -> int:
     from fedgen.deployment.doctor import examine
     from fedgen.deployment.finding import worst
 
-    plan = [] if experiment is None else [sys.executable, "-m", "fedgen.cli.fits"]
-    kind, findings = examine(place, plan, experiment)
-    if as_json:
+    kind, findings = examine(given.place, [sys.executable, "-m", "fedgen.cli.fits"], given.experiment)
+    if given.json:
         told = {"kind": kind, "ok": worst(findings) != "fail", "findings": [finding.as_json() for finding in findings]}
         print(json.dumps(told))
     else:
@@ -72,43 +52,39 @@ def doctor(place: Path | None, experiment: Path | None, *, as_json: bool) -> int
     return 1 if worst(findings) == "fail" else 0
 
 
-def status(home: Path, watch: "Watch", *, again: bool, as_json: bool) -> int:
-    """Prints the state of a fleet, once or until it is interrupted.
-
-    Raises:
-        ConfigError: the home is none.
-    """
+def _status(given: argparse.Namespace, watch: "Watch") -> int:
     from rich.console import Console
     from rich.live import Live
 
     from fedgen.deployment.status import picture
 
-    if as_json:
-        print(json.dumps(_look(home, watch)), flush=True)
-        while again:
+    if given.json:
+        print(json.dumps(_look(given.home, watch)), flush=True)
+        while given.watch:
             time.sleep(EVERY_S)
-            print(json.dumps(_look(home, watch)), flush=True)
+            print(json.dumps(_look(given.home, watch)), flush=True)
         return 0
     console = Console()
-    if not again:
-        console.print(picture(_look(home, watch)))
+    if not given.watch:
+        console.print(picture(_look(given.home, watch)))
         return 0
-    with Live(picture(_look(home, watch)), console=console, auto_refresh=False) as live:
+    with Live(picture(_look(given.home, watch)), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(EVERY_S)
-            live.update(picture(_look(home, watch)), refresh=True)
+            live.update(picture(_look(given.home, watch)), refresh=True)
 
 
-def dashboard(watch: "Watch", port: int) -> int:
-    """Serves the live page until it is interrupted.
-
-    Raises:
-        FedgenError: the home is none, or the port is in use.
-    """
+def _dashboard(given: argparse.Namespace, watch: "Watch") -> int:
     from fedgen.deployment.dashboard import serve
 
-    serve(watch, port, lambda address: print(f"Look at it   {address}   (Ctrl-C ends it)", flush=True))
+    serve(watch, given.port, lambda address: print(f"Look at it   {address}   (Ctrl-C ends it)", flush=True))
     return 0
+
+
+def _watch(given: argparse.Namespace) -> "Watch":
+    from fedgen.deployment.snapshot import Watch
+
+    return Watch(given.home, given.runs or Path(os.environ.get("FEDGEN_RUNS") or "runs"), given.run)
 
 
 def _look(home: Path, watch: "Watch") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fedgen.deployment.snapshot import Watch
 from fedgen.errors import FedgenError, RunError
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -77,8 +78,6 @@ def serve(watch: Watch, port: int, ready: Callable[[str], None]) -> None:
     Raises:
         FedgenError: the home is none, or the port is in use.
     """
-    import uvicorn
-
     watch.look()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,9 +88,31 @@ def serve(watch: Watch, port: int, ready: Callable[[str], None]) -> None:
         raise RunError(f"port {port} cannot be had: {error.strerror}; name another with --port") from error
     with listener:
         taken = listener.getsockname()[1]
-        config = uvicorn.Config(application(watch), log_level="error", access_log=False, server_header=False)
         ready(f"http://{HOST}:{taken}/")
-        uvicorn.Server(config).run(sockets=[listener])
+        server(watch).run(sockets=[listener])
+
+
+def server(watch: Watch, port: int = 0) -> "uvicorn.Server":
+    """A server of the page, and of nothing that the page does not need.
+
+    Args:
+        watch: looks at the home.
+        port: of the loopback address, unless it is given a socket; 0 for any that is free.
+    """
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            application(watch),
+            host=HOST,
+            port=port,
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+        )
+    )
 
 
 def _refused(request: "Request") -> "Response | None":

@@ -83,7 +83,8 @@ def _of_place(place: Path | None) -> tuple[Kind, dict[str, Probe]]:
         "CA": lambda: keys.authority(bundle),
         "server": lambda: link.answers(there.host, there.port),
         "certificate": lambda: link.certificate(there.host, there.port, bundle.path / "ca.crt"),
-        "clock": lambda: link.clock(there.host, there.port),
+        "clock": lambda: link.clock(bundle),
+        "admission": lambda: link.admitted(bundle),
     }
 
 

@@ -3,14 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedgen.deployment.files import read_object
 from fedgen.deployment.home import CONNECTION, Home
-from fedgen.errors import ConfigError, RunError
+from fedgen.deployment.registrar import read_nodes
+from fedgen.errors import RunError
 from fedgen.federation.shield import quiet_environment
 
 LONGEST_S = 20.0
@@ -35,6 +36,8 @@ def listed(home: Home) -> dict[str, Node]:
     Raises:
         RunError: no server runs, or it does not answer.
     """
+    if not serving(home):
+        raise RunError(f"no server of {home.path} runs")
     command = [str(Path(sys.executable).parent / "flwr"), "supernode", "list", CONNECTION, "--format", "json"]
     try:
         done = subprocess.run(
@@ -44,10 +47,20 @@ def listed(home: Home) -> dict[str, Node]:
         raise RunError(f"the server of {home.path} did not answer within {LONGEST_S:g} s") from error
     except OSError as error:
         raise RunError(f"Flower's command cannot be started: {error.strerror}; pip install 'fedgen[device]'") from error
-    return of(done.stdout, _names(home))
+    return of(done.stdout, {node.node_id: name for name, node in read_nodes(home).items()})
 
 
-def of(printed: str, names: dict[str, str]) -> dict[str, Node]:
+def serving(home: Home) -> bool:
+    """Whether a server of this home runs on this machine."""
+    try:
+        told = json.loads((home.path / "run.json").read_text())
+    except (OSError, ValueError):
+        return False
+    pid = told.get("pid") if isinstance(told, dict) else None
+    return isinstance(pid, int) and Path(f"/proc/{pid}").exists()
+
+
+def of(printed: str, names: Mapping[str, str]) -> dict[str, Node]:
     """Device → what the server says of it.
 
     Args:
@@ -58,7 +71,8 @@ def of(printed: str, names: dict[str, str]) -> dict[str, Node]:
         RunError: it is no list.
     """
     try:
-        told = json.loads(printed)
+        # Some of Flower's commands say a word before the object.
+        told = json.loads(printed[printed.index("{") :])
     except ValueError:
         told = None
     if not isinstance(told, dict) or told.get("success") is not True or not isinstance(told.get("nodes"), list):
@@ -81,12 +95,3 @@ def _seconds(moment: Any) -> float | None:  # noqa: ANN401 - any JSON value
         return datetime.fromisoformat(str(moment)).timestamp()
     except ValueError:
         return None
-
-
-def _names(home: Home) -> dict[str, str]:
-    """Id of a node → name of the device that is registered as it."""
-    try:
-        told = read_object(home.state / "nodes.json", {"nodes": dict})["nodes"]
-    except ConfigError:
-        return {}
-    return {str(number): str(name) for name, number in told.items()}

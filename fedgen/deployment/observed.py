@@ -7,21 +7,20 @@ sense are passed over: whoever watches must not fall over what is watched.
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedgen.report import series, text
-from fedgen.report.records import Number, Record, finite
+from fedgen.report.records import Record, finite
 
 OBSERVED_FILE, METRICS_FILE = "observed.jsonl", "metrics.jsonl"
 NUM_EVENTS = 40
 LONGEST_TEXT = 400
 LONGEST_LINE = 16 * 2**20
 
-FAILURES = frozenset({"died", "failed", "late", "timed_out", "unreachable"})
-"""Words for devices that did not answer, or not as they should."""
+FAILURES = frozenset({"died", "failed", "late", "no_answer", "offline", "timed_out", "unreachable"})
+"""Words for devices that did not answer. Those who do it twice rest for a round, then for two, for four, and so on."""
 
 
 @dataclass
@@ -33,6 +32,8 @@ class Turns:
         count: its replies.
         refused: word → how many of them did not count.
         streak: how many in a row did not, up to the last.
+        silent: how many in a row did not even come.
+        rests_until: the last round in which it is left alone.
         report: what it said of itself last.
         heard: when; seconds since 1970.
     """
@@ -41,6 +42,8 @@ class Turns:
     count: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     streak: int = 0
+    silent: int = 0
+    rests_until: int = -1
     report: Record = field(default_factory=dict)
     heard: float | None = None
 
@@ -55,7 +58,6 @@ class Observed:
     rounds: dict[int, Record] = field(default_factory=dict)
     turns: dict[str, Turns] = field(default_factory=dict)
     waiting: dict[str, None] = field(default_factory=dict)
-    resting: dict[str, int] = field(default_factory=dict)
     asked: int = 0
     round: int = 0
     phase: str = "getting ready"
@@ -81,11 +83,9 @@ class Observed:
                 self.phase = "evaluating"
             case "round":
                 self._round(record)
-            case "resting":
-                self.resting = {name: int(until) for name, until in _numbers(record.get("clients")).items()}
-            case "refusal" | "refused":
+            case "refused":
                 who = _said(record.get("client") or record.get("node") or "somebody")
-                self._tell(record, f"{who} was turned away: {_said(record.get('reason'))}", "bad")
+                self._tell(record, f"{who} was turned away: {text.words(_said(record.get('reason')))}", "bad")
             case "warning":
                 self._tell(record, _said(record.get("text")), "warn")
             case "failed":
@@ -119,6 +119,8 @@ class Observed:
         turns = self.turns.setdefault(name, Turns())
         turns.last, turns.count = record, turns.count + 1
         turns.streak = turns.streak + 1 if refused else 0
+        turns.silent = turns.silent + 1 if str(refused) in FAILURES else 0
+        turns.rests_until = self.round + 2 ** min(turns.silent - 2, 30) if turns.silent > 1 else -1
         if refused:
             word = text.words(_said(refused))
             turns.refused[word] += 1
@@ -132,7 +134,7 @@ class Observed:
 
     def _round(self, record: Record) -> None:
         number = _count(record.get("round"))
-        self.rounds[number] = record
+        self.rounds[number] = {**record, "round": number}
         self.round, self.phase, self.asked = number, "between rounds", 0
         self.waiting.clear()
         metric = _said(record.get("metric"))
@@ -209,11 +211,6 @@ def _said(value: object) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - any JSON value
     return tuple(map(_said, value)) if isinstance(value, list) else ()
-
-
-def _numbers(value: object) -> dict[str, Number]:
-    pairs = value.items() if isinstance(value, Mapping) else ()
-    return {_said(name): number for name, entry in pairs if (number := finite(entry)) is not None}
 
 
 def _count(value: object) -> int:

@@ -3,14 +3,13 @@
 Reads files only, and survives whatever they say: a missing run, one that is being written, a home that changes.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedgen.deployment.home import Home
-from fedgen.deployment.nodes import Node
+from fedgen.deployment.nodes import Node, serving
 from fedgen.deployment.observed import METRICS_FILE, OBSERVED_FILE, Observed, Tail, Turns
 from fedgen.report import series, text
 from fedgen.report.records import CONFIG_FILE, Number, Record, Records, finite
@@ -98,16 +97,6 @@ def newest(runs: Path, home: Path) -> Path | None:
     return next((folder for folder in candidates if _is_of(folder, home)), None)
 
 
-def serving(home: Home) -> bool:
-    """Whether the process that wrote run.json, the first in it, is still there."""
-    try:
-        told = json.loads((home.path / "run.json").read_text())
-    except (OSError, ValueError):
-        return False
-    pid = told.get("pid") if isinstance(told, dict) else None
-    return isinstance(pid, int) and Path(f"/proc/{pid}").exists()
-
-
 def _is_of(folder: Path, home: Path) -> bool:
     """Whether a run was not started for another home; one that names none may be watched from any."""
     import yaml
@@ -177,7 +166,7 @@ def _state(name: str, seen: Observed, turns: Turns, node: Node | None) -> str:
         return node.status
     if name in seen.waiting:
         return "at work"
-    if seen.resting.get(name, 0) > seen.round:
+    if seen.round <= turns.rests_until:
         return "resting"
     if turns.streak:
         return "failing"

@@ -1,17 +1,19 @@
 """The way to the server: its name, its port, its certificate, and how far this clock is from its own."""
 
-import http.client
 import socket
 import ssl
 import time
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+from fedgen.deployment import keys
+from fedgen.deployment.bundle import Bundle
+from fedgen.deployment.files import read_bytes
 from fedgen.deployment.finding import Finding, Word
+from fedgen.deployment.reach import look
 
 TIMEOUT_S = 4.0
 FAST_S, SLOW_S = 4.0, 300.0
-"""Flower accepts signatures from 5 s ahead of its clock to 305 s behind it."""
+"""Flower accepts signatures from 5 s ahead of its clock to 305 s behind it; messages take a while."""
 
 WARN_FAST_S, WARN_SLOW_S = 2.0, 60.0
 SOON_DAYS = 30
@@ -73,34 +75,21 @@ def certificate(host: str, port: int, ca: Path, now: float | None = None) -> Fin
     return lasting("certificate", ends - (time.time() if now is None else now))
 
 
-def clock(host: str, port: int, now: float | None = None) -> Finding:
-    """How far this clock is from the server's, which refuses what is signed at another time.
+def clock(bundle: Bundle) -> Finding:
+    """How far this clock is from the server's, which refuses what is signed at another time."""
+    ahead = look(bundle.server, bundle.path / "ca.crt", timeout_s=TIMEOUT_S).ahead_s
+    if ahead is None:
+        return Finding("clock", "warn", "the server does not tell the time", "first make the server answer")
+    return judged(ahead)
 
-    The certificate is not looked at: with a wrong clock none is valid, and the answer serves for a diagnosis only.
 
-    Args:
-        host: name or address.
-        port: of the server.
-        now: seconds since 1970 by the clock that is looked at; this machine's if None.
-    """
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
-    try:
-        began = time.time()
-        connection.request("GET", "/")
-        told = connection.getresponse().getheader("Date")
-        middle = (began + time.time()) / 2
-    except (OSError, http.client.HTTPException) as error:
-        return Finding("clock", "warn", f"the server does not tell the time: {error}", "first make the server answer")
-    finally:
-        connection.close()
-    try:
-        # The header counts whole seconds; the middle of one is half a second off at most.
-        theirs = parsedate_to_datetime(str(told)).timestamp() + 0.5
-    except ValueError:
-        return Finding("clock", "warn", "the server does not tell the time", "compare `date -u` here and there")
-    return _judged((middle if now is None else now) - theirs)
+def admitted(bundle: Bundle) -> Finding:
+    """Whether the server takes this device: it knows its key, and nothing else stands between."""
+    key = keys.pem(keys.public_half(read_bytes(bundle.path / "node.key")).decode())
+    found = look(bundle.server, bundle.path / "ca.crt", key, TIMEOUT_S)
+    if found.problem is not None:
+        return Finding("admission", "fail", found.problem, "do what it says")
+    return Finding("admission", "ok", f"the server knows {bundle.client}")
 
 
 def lasting(probe: str, seconds: float) -> Finding:
@@ -113,7 +102,7 @@ def lasting(probe: str, seconds: float) -> Finding:
     return Finding(probe, "ok", f"valid for {days} more days")
 
 
-def _judged(ahead: float) -> Finding:
+def judged(ahead: float) -> Finding:
     """A finding from the seconds that this clock is ahead of the server's."""
     if abs(ahead) <= 1:
         return Finding("clock", "ok", "as the server's, to a second")

@@ -50,8 +50,8 @@ def fits(command: Sequence[str], memory_bytes: int, longest_s: float = LONGEST_S
     """Whether the experiment's model can be trained in the memory that is available.
 
     Args:
-        command: plans it in a process of its own; prints ``{"rung": …, "needed_bytes": …, "least_bytes": …}``, with
-            null for the first two if the device would have to decline.
+        command: plans it in a process of its own; prints ``{"rung": …, "needed_bytes": …}``; a device
+            that would have to decline has no rung, and the bytes are the least that any device needs.
         memory_bytes: what is available.
         longest_s: how long it may take.
     """
@@ -68,7 +68,7 @@ def fits(command: Sequence[str], memory_bytes: int, longest_s: float = LONGEST_S
         return Finding(
             "memory plan",
             "fail",
-            f"{have}, {num_bytes(told['least_bytes'])} needed at least",
+            f"{have}, {num_bytes(told['needed_bytes'])} needed at least",
             "stop other programs, add zram, or take a smaller model; `fedgen plan` shows every way",
         )
     return Finding("memory plan", "ok", f"{have}, {num_bytes(told['needed_bytes'])} needed: {told['rung']}")
