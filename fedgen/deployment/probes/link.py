@@ -132,7 +132,7 @@ def _refused(error: ssl.SSLCertVerificationError) -> Finding:
 def _duration(seconds: float) -> str:
     """Seconds, or minutes where they are many.
 
-    >>> _duration(4.26), _duration(3600)
+    >>> _duration(4.26), _duration(3600.0)
     ('4.3 s', '60 min')
     """
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
