@@ -1,4 +1,4 @@
-"""``fedgen provision``, ``fedgen server``, ``fedgen client``: a federation on devices, from keys to running processes."""
+"""``fedgen provision``, ``fedgen server``, ``fedgen client``: a federation on devices, from keys to processes."""
 
 import argparse
 from pathlib import Path
@@ -33,6 +33,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     client.add_argument(
         "--turn-limit", type=int, default=3600, metavar="SECONDS", help="a turn that takes longer is given up (3600)"
     )
+    client.add_argument("--threads", type=int, default=1, metavar="N", help="cores that training may use (1)")
     client.set_defaults(carry_out=_client)
 
 
@@ -62,10 +63,12 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _client(given: argparse.Namespace) -> int:
-    from fedgen.deployment.client import join
+    from fedgen.deployment.client import Ways, join
     from fedgen.errors import ConfigError
 
-    if given.turn_limit < 1:
-        raise ConfigError(f"--turn-limit {given.turn_limit}: expected at least 1 second")
-    join(given.bundle, given.data, given.state, given.turn_limit)
+    try:
+        ways = Ways(given.data, given.state, given.turn_limit, given.threads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    join(given.bundle, ways)
     return 0

@@ -89,6 +89,7 @@ class _Kept:
     log_bytes: int = 0
     due: float = 0.0
     failures: int = 0
+    reason: str = ""
 
 
 @final
@@ -99,10 +100,12 @@ class Children:
     Attributes:
         logs: folder of their logs.
         log: where it is told what happens to them.
+        spared: numbers of processes that are somebody else's to look after, until `close`.
     """
 
     logs: Path
     log: logging.Logger
+    spared: set[int] = field(default_factory=set)
     _kept: dict[str, _Kept] = field(default_factory=dict)
 
     def keep(self, child: Child) -> None:
@@ -162,15 +165,17 @@ class Children:
         assert kept.process is not None
         status = kept.process.returncode
         kept.process = None
-        end_strays(self.pids().values())
-        ended = Ended(kept.child.name, status, _tail(self.logs / f"{kept.child.name}.log", kept.log_bytes))
+        end_strays({*self.pids().values(), *self.spared})
+        path = self.logs / f"{kept.child.name}.log"
+        ended = Ended(kept.child.name, status, _tail(path, kept.log_bytes))
         kept.failures = 0 if time.monotonic() - kept.started > STEADY_S else kept.failures + 1
         # A little chance, lest a whole fleet come back in the same instant.
         wait = min(LONGEST_WAIT_S, 2.0 ** (kept.failures - 1)) * random.uniform(0.8, 1.2) if kept.failures else 0.0
         kept.due = time.monotonic() + wait
-        reason = kept.child.explain(ended)
-        again = f"again in {wait:.0f} s" if wait >= 1 else "started again"
-        self.log.warning("%s; %s%s", ended, again, f". {reason}" if reason else f". See {kept.child.name}.log")
+        reason = kept.child.explain(ended) or f"See {path}"
+        again = f"again in {wait:.0f} s" if wait else "started again"
+        self.log.warning("%s; %s%s", ended, again, "" if reason == kept.reason else f". {reason}")
+        kept.reason = reason
 
 
 def end_strays(spared: Iterable[int]) -> None:

@@ -5,11 +5,14 @@ the SuperNode cannot reach it: what is wrong is said in a sentence, and tried ag
 nobody who would start it again.
 """
 
+import contextlib
 import logging
+import os
+import re
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -23,40 +26,60 @@ from fedgen.deployment.station import only_one, teller, until_told
 from fedgen.errors import ConfigError
 from fedgen.federation.shield import quiet_environment
 
-TURN_LIMIT_S = 3600
 LONGEST_SOCKET = 100
 """Bytes; the system takes 107."""
 
 LOOK_AGAIN_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 WATCH_S = 10.0
 STILL_ONLINE = "code: 2004"
-AWAY = "Connection attempt failed"
+AWAY = b"Connection attempt failed"
 
 
-def join(path: Path, data: Path | None = None, state: Path | None = None, turn_limit_s: int = TURN_LIMIT_S) -> None:
+@final
+@dataclass(frozen=True)
+class Ways:
+    """How a device takes part.
+
+    Attributes:
+        data: folder of this device's examples; None: where the experiment says.
+        state: folder for logs and what lasts; None: `state` in the bundle.
+        turn_limit_s: a turn that takes longer is given up, and the worker started anew.
+        threads: how many cores training may use.
+    """
+
+    data: Path | None = None
+    state: Path | None = None
+    turn_limit_s: int = 3600
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.turn_limit_s < 1 or self.threads < 1:
+            raise ValueError(f"turn_limit_s={self.turn_limit_s}, threads={self.threads}: expected at least 1 of both")
+
+
+def join(path: Path, ways: Ways) -> None:
     """Takes part in a server's runs until SIGTERM.
 
     Args:
         path: the bundle.
-        data: folder of this device's examples; if not given, where the experiment says.
-        state: folder for what lasts; `state` in the bundle if not given.
-        turn_limit_s: a turn that takes longer is given up, and the worker started anew.
+        ways: how this device takes part.
 
     Raises:
         FedgenError: the bundle is none or damaged, a folder is missing or unfit, or a client of it runs already.
     """
     bundle = Bundle.open(path)
-    if data is not None and not data.is_dir():
-        raise ConfigError(f"--data {data}: there is no such folder")
+    if ways.data is not None and not ways.data.is_dir():
+        raise ConfigError(f"--data {ways.data}: there is no such folder")
     key = pem(public_half(read_bytes(bundle.path / "node.key")).decode())
-    state = (state or bundle.path / "state").resolve()
+    state = (ways.state or bundle.path / "state").resolve()
+    config = node_config(bundle, state, ways)
     for folder in (state, state / "logs", state / "flwr"):
         with disk.writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with only_one(state / "lock", f"a client with the state {state}"):
         log = teller(state / "logs" / "client.log")
         children = Children(state / "logs", log)
-        desk = _Desk(bundle, state, key, log, node_config(bundle, state, data, turn_limit_s))
+        desk = _Desk(bundle, state, key, log, config, ways.threads)
         for child in (desk.worker(), desk.supernode()):
             children.keep(child)
         log.info("%s takes part at %s", bundle.client, bundle.server)
@@ -80,21 +103,21 @@ def socket_path(state: Path) -> Path:
     return path
 
 
-def node_config(bundle: Bundle, state: Path, data: Path | None, turn_limit_s: int) -> str:
+def node_config(bundle: Bundle, state: Path, ways: Ways) -> str:
     """What the SuperNode hands to the part of a run that works on this device.
 
     Raises:
         ConfigError: a path has a character that Flower's syntax has no word for.
     """
     values = {"client": bundle.client, "socket": str(socket_path(state))}
-    if data is not None:
-        values["data"] = f"path={data.resolve()}"
+    if ways.data is not None:
+        values["data"] = f"path={ways.data.resolve()}"
     for name, value in values.items():
         if any(character in "\"'\\" or not character.isprintable() for character in value):
             raise ConfigError(
                 f"the {name} {value!r} has a quote, a backslash or a line's end in it: use another folder"
             )
-    return " ".join([*(f'{name}="{value}"' for name, value in values.items()), f"turn_limit_s={turn_limit_s}"])
+    return " ".join([*(f'{name}="{value}"' for name, value in values.items()), f"turn_limit_s={ways.turn_limit_s}"])
 
 
 @final
@@ -107,13 +130,16 @@ class _Desk:
     key: bytes
     log: logging.Logger
     config: str
+    threads: int
     said: str | None = None
     looks: int = 0
-    due: float = field(default_factory=time.monotonic)
+    due: float = 0.0
     read: int = 0
+    away: bool = False
 
     def worker(self) -> Child:
         command = [sys.executable, "-m", "fedgen.federation.worker", str(socket_path(self.state))]
+        command += ["--threads", str(self.threads)]
         return Child("worker", lambda: command, quiet_environment(self.state / "flwr"), explain=self._worker_ended)
 
     def supernode(self) -> Child:
@@ -133,23 +159,28 @@ class _Desk:
     def step(self, children: Children) -> None:
         """Looks after the processes; says why, when a SuperNode that runs complains that it cannot reach the server."""
         children.step()
-        if "supernode" not in children.pids() or time.monotonic() < self.due:
-            return
-        self.due = time.monotonic() + WATCH_S
-        path = self.state / "logs" / "supernode.log"
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        new = self._news()
+        if online := re.findall(rb"SuperNode ID: (\d+)", new):
+            self.log.info("online as node %s", online[-1].decode())
+        self.away = self.away or AWAY in new
+        if "supernode" in children.pids() and self.away and time.monotonic() >= self.due:
+            self.due = time.monotonic() + WATCH_S
+            self.away = self._reached() is not None
+
+    def _news(self) -> bytes:
+        """What the SuperNode has written since last time."""
+        with contextlib.suppress(FileNotFoundError), open(self.state / "logs" / "supernode.log", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
             file.seek(self.read if self.read <= size else 0)
-            new = file.read()
-        self.read = size
-        if AWAY.encode() in new or self.said is not None:
-            self._reached()
+            self.read = size
+            return file.read()
+        return b""
 
     def _reached(self) -> float | None:
         """Looks at the server; how long to wait before looking again, or None if nothing is wrong."""
         problem = look(self.bundle.server, self.bundle.path / "ca.crt", self.key).problem
         if problem is not None and problem != self.said:
-            self.log.warning("%s. Trying again", problem)
+            self.log.warning("%s Trying again", problem if problem.endswith("?") else f"{problem}.")
         elif problem is None and self.said is not None:
             self.log.info("%s is reached", self.bundle.server)
         self.looks = 0 if problem is None else self.looks + 1
@@ -159,7 +190,7 @@ class _Desk:
     def _node_ended(self, ended: Ended) -> str | None:
         if STILL_ONLINE in ended.output:
             return (
-                "The server still takes this device for online, as after a power cut or a kill: that lasts a minute. "
+                "The server takes this device for online, as after a power cut or a kill: that lasts a minute. "
                 "If it goes on, another device has a copy of this bundle"
             )
         return None
@@ -167,7 +198,7 @@ class _Desk:
     def _worker_ended(self, ended: Ended) -> str | None:
         advice = f"fedgen doctor {self.bundle.path} says what to do"
         if ended.status == -9:
-            return f"It was killed, most likely because memory ran out. {advice}"
+            return f"It was killed: memory ran out, or a turn took longer than its limit. {advice}"
         if ended.status == -4:
             return f"torch uses instructions that this processor does not have. {advice}"
         if "ModuleNotFoundError" in ended.output or "ImportError" in ended.output:

@@ -40,7 +40,7 @@ class Outcome:
     Attributes:
         home: as it is now.
         bundles: the tars of the devices that were added or whose server has moved.
-        renewed: whether the server has a new certificate.
+        renewed: whether the server has another certificate than before.
         revoked: devices that were taken out.
     """
 
@@ -72,7 +72,8 @@ def provision(path: Path, server: str | None, devices: Sequence[str], revoke: Se
         raise ConfigError(f"there is no device {', '.join(unknown)} to revoke; the devices are: {known}")
     if both := set(devices) & set(revoke):
         raise ConfigError(f"{', '.join(sorted(both))}: add or revoke, in two calls")
-    renewed = _complete(home)
+    had_one = (home.path / "server.pem").exists()
+    renewed = _complete(home) and had_one
     home.save()
     bundles = [_enter(home, name) for name in home.devices if name not in revoke and _is_behind(home, name)]
     for name in dict.fromkeys(devices):

@@ -14,13 +14,12 @@ import asyncio
 import base64
 import collections
 import contextlib
-import email.utils
 import logging
 import re
 import resource
 import ssl
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -28,6 +27,7 @@ from typing import final
 import h11
 
 from fedgen.deployment.address import Address, address_of
+from fedgen.deployment.endpoint import CHUNK_BYTES, Endpoint, end_to_end
 from fedgen.deployment.home import Home
 from fedgen.deployment.keys import pem
 from fedgen.deployment.reach import PUBLIC_KEY_HEADER, UNKNOWN_DEVICE
@@ -36,21 +36,15 @@ from fedgen.errors import ConfigError
 ALLOWED = re.compile(rb"/v1/fleet/[a-z][a-z-]{0,63}")
 """The target of a request that passes: no query, no escapes, no dots, so that both ends read it alike."""
 
-CHUNK_BYTES = 65536
-HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host"}
-    | {b"expect", b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
-)
 REASONS = {
     401: UNKNOWN_DEVICE,
     404: "not found",
     411: "no length",
     413: "too large",
+    431: "head too large",
     503: "no SuperLink",
     400: "malformed",
 }
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 
 @final
@@ -140,14 +134,14 @@ class Proxy:
             writer.transport.abort()
             return
         self._open[host] += 1
-        outside = _End(h11.Connection(h11.SERVER, self._limits.head_bytes), reader, writer, self._limits.idle_s)
+        outside = Endpoint(h11.Connection(h11.SERVER, self._limits.head_bytes), reader, writer, self._limits.idle_s)
         try:
             while await self._request(outside):
                 pass
         except _RefusedError as refusal:
             self._refused[REASONS[refusal.status]] += 1
             with contextlib.suppress(OSError, TimeoutError, h11.ProtocolError):
-                await _refuse(outside, refusal.status)
+                await outside.close_with(refusal.status, REASONS[refusal.status])
         except (OSError, TimeoutError, h11.ProtocolError, EOFError):
             self._refused["broken off"] += 1
         finally:
@@ -157,7 +151,7 @@ class Proxy:
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), self._limits.idle_s)
 
-    async def _request(self, outside: "_End") -> bool:
+    async def _request(self, outside: Endpoint) -> bool:
         """Passes one request on and its answer back; tells whether the connection may bring another."""
         try:
             async with asyncio.timeout(self._limits.idle_s):
@@ -177,7 +171,7 @@ class Proxy:
                 )
         except (OSError, TimeoutError) as error:
             raise _RefusedError(503) from error
-        inside = _End(h11.Connection(h11.CLIENT), reader, writer, self._limits.idle_s)
+        inside = Endpoint(h11.Connection(h11.CLIENT), reader, writer, self._limits.idle_s)
         try:
             async with asyncio.timeout(self._limits.idle_s + length / self._limits.rate):
                 await self._ask(request, outside, inside)
@@ -189,31 +183,36 @@ class Proxy:
         """How long the body of a request is that may pass."""
         if request.method != b"POST" or ALLOWED.fullmatch(request.target) is None:
             raise _RefusedError(404)
+        if sum(len(name) + len(value) for name, value in request.headers) > self._limits.head_bytes:
+            raise _RefusedError(431)
         if not self._known.holds([value for name, value in request.headers if name == PUBLIC_KEY_HEADER.encode()]):
             raise _RefusedError(401)
         lengths = [value for name, value in request.headers if name == b"content-length"]
-        if len(lengths) != 1:
+        if len(lengths) != 1 or any(name == b"transfer-encoding" for name, _ in request.headers):
             raise _RefusedError(411)
         if len(lengths[0]) > 12 or int(lengths[0]) > self._limits.body_bytes:
             raise _RefusedError(413)
         return int(lengths[0])
 
-    async def _ask(self, request: h11.Request, outside: "_End", inside: "_End") -> None:
-        headers = [
-            (b"host", str(self._home.superlink).encode()),
-            (b"connection", b"close"),
-            *_end_to_end(request.headers),
-        ]
+    async def _ask(self, request: h11.Request, outside: Endpoint, inside: Endpoint) -> None:
+        headers = [(b"host", str(self._home.superlink).encode()), *end_to_end(request.headers)]
         await inside.send(h11.Request(method=b"POST", target=request.target, headers=headers))
         if outside.connection.they_are_waiting_for_100_continue:
             await outside.send(h11.InformationalResponse(status_code=100, headers=[]))
+        taken = True
         while not isinstance(event := await outside.event(), h11.EndOfMessage):
             if not isinstance(event, h11.Data):
                 raise EOFError
-            await inside.send(event)
-        await inside.send(h11.EndOfMessage())
+            try:
+                if taken:
+                    await inside.send(event)
+            except OSError:
+                # It has answered before it had read all. Its answer is what counts; the rest goes nowhere.
+                taken = False
+        if taken:
+            await inside.send(h11.EndOfMessage())
 
-    async def _answer(self, outside: "_End", inside: "_End") -> bool:
+    async def _answer(self, outside: Endpoint, inside: Endpoint) -> bool:
         try:
             async with asyncio.timeout(self._limits.answer_s):
                 while isinstance(event := await inside.event(), h11.InformationalResponse):
@@ -223,7 +222,7 @@ class Proxy:
         if not isinstance(event, h11.Response):
             raise _RefusedError(503)
         framing = [pair for pair in event.headers if pair[0] == b"transfer-encoding"]
-        headers = [*_end_to_end(event.headers), *framing]
+        headers = [*end_to_end(event.headers), *framing]
         await outside.send(h11.Response(status_code=event.status_code, headers=headers))
         while not isinstance(part := await inside.event(self._limits.answer_s), h11.EndOfMessage):
             if not isinstance(part, h11.Data):
@@ -256,53 +255,6 @@ class _Known:
                 )
                 self._read = (stat.st_mtime_ns, stat.st_size)
         return len(keys) == 1 and keys[0] in self._keys
-
-
-@final
-class _End:
-    """One end of a connection: what h11 knows about it, and its bytes."""
-
-    def __init__(
-        self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, idle_s: float
-    ) -> None:
-        self.connection = connection
-        self._reader = reader
-        self._writer = writer
-        self._idle_s = idle_s
-
-    async def event(self, timeout_s: float | None = None) -> object:
-        while (event := self.connection.next_event()) is h11.NEED_DATA:
-            async with asyncio.timeout(timeout_s or self._idle_s):
-                self.connection.receive_data(await self._reader.read(CHUNK_BYTES))
-        return event
-
-    async def send(self, event: h11.Event) -> None:
-        content = self.connection.send(event)
-        if content:
-            self._writer.write(content)
-            async with asyncio.timeout(self._idle_s):
-                await self._writer.drain()
-
-
-async def _refuse(outside: _End, status: int) -> None:
-    """Answers shortly and closes. The date lets a device see how far its clock is off."""
-    if outside.connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-        return
-    body = REASONS[status].encode() + b"\n"
-    headers = [
-        (b"date", email.utils.formatdate(usegmt=True).encode()),
-        (b"content-type", b"text/plain"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await outside.send(h11.Response(status_code=status, headers=headers))
-    await outside.send(h11.Data(data=body))
-    await outside.send(h11.EndOfMessage())
-
-
-def _end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers that concern the two far ends."""
-    return [(name, value) for name, value in headers if name not in HOP_BY_HOP]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

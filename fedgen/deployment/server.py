@@ -153,6 +153,7 @@ class _Desk:
             elif self.registered is not None or self.registrar.returncode != UNREACHED:
                 self.log.warning("devices could not be registered; again in 5 s. %s", said[-400:])
             self.due = time.monotonic() + (0.0 if self.registrar.returncode == 0 else 2.0)
+            self.children.spared.discard(self.registrar.pid)
             self.registrar = None
         with contextlib.suppress(OSError):
             stat = (self.home.path / "fleet.json").stat()
@@ -167,6 +168,7 @@ class _Desk:
                 env=quiet_environment(self.home.flwr),
                 start_new_session=True,
             )
+            self.children.spared.add(self.registrar.pid)
 
     def _superlink_listens(self) -> bool:
         with socket.socket() as probe:
