@@ -32,7 +32,7 @@ def plan(overrides: Sequence[str], memory: str | None, *, measure: bool, as_json
     given = None if memory is None else num_bytes(memory)
     experiment = check.build(compose(overrides))
     # Everything from here on needs the model.
-    from fedgen.federation.local import planned
+    from fedgen.federation.course import planned
 
     planner = planned(experiment)
     if given is not None:

@@ -75,7 +75,7 @@ def export(path: Path, option: str | None, target: Path | None) -> int:
     folder = target or run.path / experiment.export.folder_name
     if target is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RunError(f"{target} exists and is no empty folder; name another with --to, nothing was written")
-    from fedgen.federation.local import finished
+    from fedgen.federation.course import finished
     from fedgen.journal import read
     from fedgen.rounds import card_of
 
@@ -96,7 +96,7 @@ def generate(path: Path, text: str, max_new_tokens: int) -> int:
     """
     run = folders.open_run(path)
     experiment = _experiment(run)
-    from fedgen.federation.local import finished
+    from fedgen.federation.course import finished
 
     with _quietly():
         learner, _ = finished(experiment, run)
