@@ -14,7 +14,7 @@ def main(experiment: Path, memory_bytes: int) -> int:
     """Prints how a device with this memory would work, and what it needs; without a way, the least of any."""
     from fedgen.cli.load import load
     from fedgen.devices import Device
-    from fedgen.federation.local import planned
+    from fedgen.federation.course import planned
 
     try:
         planner = planned(load(experiment))

@@ -84,8 +84,11 @@ class Observed:
             case "round":
                 self._round(record)
             case "refused":
-                who = _said(record.get("client") or record.get("node") or "somebody")
+                who = _said(record.get("client") or f"node {record.get('node')}")
                 self._tell(record, f"{who} was turned away: {text.words(_said(record.get('reason')))}", "bad")
+            case "stale":
+                asked = _count(record.get("asked"))
+                self._tell(record, f"{_said(record.get('client'))} answered for round {asked} too late", "warn")
             case "warning":
                 self._tell(record, _said(record.get("text")), "warn")
             case "failed":

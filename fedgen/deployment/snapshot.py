@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedgen.deployment import throttling
 from fedgen.deployment.home import Home
 from fedgen.deployment.nodes import Node, serving
 from fedgen.deployment.observed import METRICS_FILE, OBSERVED_FILE, Observed, Tail, Turns
@@ -156,7 +157,8 @@ def _device(name: str, seen: Observed, known: bool, node: Node | None) -> Record
         "loss": finite(last.get("loss")),
         "rung": None if last.get("rung") is None else text.clean(str(last["rung"])),
         **{key: finite(turns.report.get(key)) for key in REPORTED},
-        **{key: _word(turns.report.get(key)) for key in ("throttled", "fedgen")},
+        "throttled": throttling.words(throttling.bits_of(str(turns.report.get("throttled")))) or None,
+        "fedgen": _word(turns.report.get("fedgen")),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedgen.deployment.finding import Finding
+from fedgen.deployment.throttling import NOW, VOLTAGE, bits_of, words
 from fedgen.report.text import num_bytes
 
 ROOT = Path("/")
@@ -21,14 +22,6 @@ SWAP_BELOW_BYTES = 4_100_000_000
 LEAST_DISK_BYTES, ENOUGH_DISK_BYTES = 500_000_000, 2_000_000_000
 HOT_C, TOO_HOT_C = 80.0, 85.0
 """A Raspberry Pi slows down from here, and from there to a crawl."""
-
-_THROTTLED = {
-    0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit", 16: "under-voltage since start",
-    17: "clock was capped", 18: "was throttled", 19: "soft temperature limit was reached",
-}  # fmt: skip
-"""Bits of vcgencmd get_throttled."""
-_NOW = 0xF
-_VOLTAGE = 1 << 0 | 1 << 16
 
 
 def memory(root: Path = ROOT) -> Finding:
@@ -104,13 +97,12 @@ def heat(root: Path = ROOT, environment: Mapping[str, str] | None = None) -> Fin
     """
     path = (os.environ if environment is None else environment).get("PATH", "")
     degrees, bits = _degrees(root), _bits(path)
-    words = [text for bit, text in _THROTTLED.items() if bits >> bit & 1]
-    got = "; ".join(([] if degrees is None else [f"{degrees:.0f} °C"]) + words) or "no sensor"
-    if bits & _VOLTAGE:
+    got = ", ".join(filter(None, ["" if degrees is None else f"{degrees:.0f} °C", words(bits)])) or "no sensor"
+    if bits & VOLTAGE:
         return Finding("heat and power", "warn", got, "use the board's official power supply and a short cable")
     if degrees is not None and degrees >= TOO_HOT_C:
         return Finding("heat and power", "fail", got, "let it cool down, and give it a heat sink or a fan")
-    if (degrees is not None and degrees >= HOT_C) or bits & _NOW:
+    if (degrees is not None and degrees >= HOT_C) or bits & NOW:
         return Finding("heat and power", "warn", got, "it slows down: give it a heat sink or a fan")
     return Finding("heat and power", "ok", got)
 
@@ -151,8 +143,8 @@ def _bits(path: str) -> int:
         said = subprocess.run(
             [command, "get_throttled"], capture_output=True, text=True, timeout=3, check=False, env={"PATH": path}
         ).stdout
-        return int(said.partition("=")[2].strip() or "0", 0)
-    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return bits_of(said.partition("=")[2].strip())
+    except (OSError, subprocess.TimeoutExpired):
         return 0
 
 

@@ -14,7 +14,7 @@ from fedgen.deployment.snapshot import Watch, newest
 from fedgen.deployment.status import picture
 from fedgen.errors import ConfigError
 
-REPORT = {"memory_bytes": 9e8, "temperature_c": 61.5, "throttled": "hot"}
+REPORT = {"memory_bytes": 9e8, "temperature_c": 61.5, "throttled": "0x50000"}
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J\u202egnp"
 
 
@@ -129,7 +129,9 @@ json_values = st.recursive(
 )
 SAID = ["reason", "node", "when", "text", "message", "rung"]
 KEYS = [*start(), *ask(1), *answer(1, ""), *over(1, 0.5), *REPORT, *SAID]
-kinds = st.sampled_from(["start", "dispatch", "client", "device", "round", "refused", "warning", "failed", "end", "x"])
+kinds = st.sampled_from(
+    ["start", "dispatch", "client", "device", "round", "refused", "stale", "warning", "failed", "end", "x"]
+)
 
 
 @given(st.lists(st.tuples(kinds, st.dictionaries(st.sampled_from(KEYS), json_values, max_size=6)), max_size=8))
@@ -221,7 +223,12 @@ def test_the_shape_of_the_state(home, tmp_path):
     assert list(devices) == ["a", "b", "c"]
     a = devices["a"]
     assert (a["online"], a["since"], a["state"], a["heard"], a["round"]) == (True, 990.0, "at work", 1000.0, 1)
-    assert (a["memory_bytes"], a["temperature_c"], a["throttled"], a["rung"]) == (9e8, 61.5, "hot", "tight")
+    assert (a["memory_bytes"], a["temperature_c"], a["throttled"], a["rung"]) == (
+        9e8,
+        61.5,
+        "under-voltage since start",
+        "tight",
+    )
     assert (devices["b"]["online"], devices["b"]["refused"]) == (None, {"malformed": 1})
     assert (devices["c"]["state"], devices["c"]["num_turns"]) == ("not asked yet", 0)
     assert state["events"][0] == {

@@ -320,7 +320,7 @@ def test_disk(tmp_path, monkeypatch):
         (48_500, "0x0", "ok", "48 °C"),
         (81_000, "0x0", "warn", "81 °C"),
         (86_000, "0x0", "fail", "86 °C"),
-        (60_000, "0x50005", "warn", "under-voltage; throttled"),
+        (60_000, "0x50005", "warn", "60 °C, under-voltage, throttled"),
         (60_000, "0x50000", "warn", "under-voltage since start"),
         (60_000, "0x4", "warn", "throttled"),
         (60_000, "0x80000", "ok", "soft temperature limit was reached"),
