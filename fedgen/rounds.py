@@ -83,7 +83,7 @@ def serve(server: Server) -> None:
         for text in warnings:
             _tell(server, journal, [records.warning(found.round if found else 0, text)])
         begin = found.round + 1 if found else 0
-        server.observe(records.start(experiment, str(server.run.path), server.transport.nodes(), begin))
+        server.observe(records.start(experiment, str(server.run.path), server.ground.clients, begin))
         if found is None:
             warnings = [*warn_of_gaps(server.ground), *server.gate.warn_of_residual(initial)]
             _tell(server, journal, [records.warning(0, text) for text in warnings])

@@ -27,6 +27,9 @@ from fedgen.types import Observer, Record
 TTL_FACTOR = 2
 """A request that no device has taken within so many deadlines is not handed out any more."""
 
+TELL_AFTER_S = 10.0
+"""A wait that is longer is told of."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -117,11 +120,11 @@ class GridTransport:
             if gathered and len(free) >= self._terms.min_clients:
                 self._begun = True
                 return free
-            if gathered and self._terms.patience_s is not None and waited > self._terms.patience_s:
-                raise RunError(f"{self._whom(free)}. Look at the devices with fedgen doctor, and start fedgen client")
-            if not told:
+            if not told and waited > min(TELL_AFTER_S, self._terms.patience_s or TELL_AFTER_S):
                 told = True
                 self._tell(warning(self._roster.round, f"{self._whom(free)}; waiting for more"))
+            if gathered and self._terms.patience_s is not None and waited > self._terms.patience_s:
+                raise RunError(f"{self._whom(free)}. Look at the devices with fedgen doctor, and start fedgen client")
             time.sleep(self._terms.poll_s)
 
     @property

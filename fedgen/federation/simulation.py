@@ -4,6 +4,7 @@ Beutel et al., "Flower: A Friendly Federated Learning Framework", 2020, section 
 apps run here and in a deployment.
 """
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -31,6 +32,9 @@ START_S = 90.0
 
 GATHER_S, PATIENCE_S = 600.0, 5.0
 """Virtual clients are there once their processes have imported everything; one that is refused then is not mended."""
+
+LOCK_S = 10.0
+"""What a run that was killed has left is ended within this time."""
 
 LOG_LINES = 15
 
@@ -67,7 +71,7 @@ class Simulation:
             raise ValueError(f"num_cpus is {self.num_cpus}; a cluster that runs already has the cores that it has")
         if not self.client_gpus >= 0:
             raise ValueError(f"client_gpus is {self.client_gpus}; it must be at least 0")
-        assert self.terms, "it refuses the others"
+        _ = self.terms  # building them is what refuses the others
 
     @property
     def terms(self) -> Terms:
@@ -83,8 +87,8 @@ class Simulation:
 
     @property
     def lock_s(self) -> float:
-        """Seconds to wait for another process that works on the run: what ran before has been ended."""
-        return 0.0
+        """Seconds to wait for another process that works on the run."""
+        return LOCK_S
 
     def run(self, experiment: Experiment, run: Run, observe: Observer) -> None:
         """Carries an experiment through, from its last checkpoint if there is one.
@@ -93,6 +97,8 @@ class Simulation:
             FedgenError: data, model or run folder are unusable, or Flower does not do what it should.
         """
         check_version()
+        if importlib.util.find_spec("ray") is None:
+            raise RunError("Ray is not installed; pip install 'fedgen[simulation]'")
         if is_over(run):
             return
         one_thread_each()

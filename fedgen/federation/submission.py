@@ -21,8 +21,8 @@ from fedgen.types import Observer, Record
 LOOK_S = 0.1
 """Between two looks at what the run tells."""
 
-ASK_S = 10.0
-"""A run that tells nothing for so long is asked after; Flower's command takes seconds of a core."""
+ASK_S, LONGEST_ASK_S = 10.0, 60.0
+"""A run that tells nothing for so long is asked after, then less and less often: to ask takes seconds of a core."""
 
 BUNDLE = """\
 [project]
@@ -94,17 +94,19 @@ class Submission:
             RunError: the run has failed, or was stopped.
             Vanished: it has ended without a word.
         """
-        heard, gone = time.monotonic(), ""
+        due, wait_s, gone = time.monotonic() + ASK_S, ASK_S, ""
         while True:
             for record in tail.new():
-                heard = time.monotonic()
+                due, wait_s = time.monotonic() + ASK_S, ASK_S
                 if self._last(record):
                     return
             if gone:
                 raise Vanished(gone)
             check()
-            if time.monotonic() - heard > ASK_S:
-                gone, heard = self._gone(run_id), time.monotonic()
+            if time.monotonic() > due:
+                wait_s = min(2 * wait_s, LONGEST_ASK_S)
+                gone = self._gone(run_id)
+                due = time.monotonic() + wait_s
             time.sleep(LOOK_S)
 
     def _last(self, record: Record) -> bool:
@@ -129,13 +131,19 @@ class Submission:
 
 @final
 class Tail:
-    """Reads the lines that are added to a file from now on."""
+    """Reads the lines that are added to a file.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file; made if there is none.
+        again: begins with the newest `start` of a run; if false, with what is added from now on.
+    """
+
+    def __init__(self, path: Path, *, again: bool = False) -> None:
         with writing(path):
             path.touch()
-            self._place = path.stat().st_size
-        self._path = path
+            content = path.read_bytes()
+        start = content.rfind(b'{"kind": "start"') if again else -1
+        self._path, self._place = path, len(content) if start < 0 else start
 
     def new(self) -> Iterator[Record]:
         """What has been added since the last time; a line that is not complete yet waits, one that is damaged is lost.

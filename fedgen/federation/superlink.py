@@ -4,6 +4,7 @@ Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 201
 needed, and a round ends when enough of them have answered.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -50,13 +51,13 @@ class Superlink:
     quorum: float = 1.0
     grace_s: float = 60.0
     min_clients: int = 1
-    gather_s: float = 60.0
+    gather_s: float = 120.0
     patience_s: float | None = None
     poll_s: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
-        assert self.terms, "it refuses them"
+        _ = self.terms  # building them is what refuses
 
     @property
     def terms(self) -> Terms:
@@ -89,7 +90,8 @@ class Superlink:
             return
         control = Control(self.home.absolute() / "flwr", CONNECTION)
         submission = Submission(control, run, observe, self._clients(), {})
-        tail, run_id = Tail(run.observed_file), _going_on(control, run)
+        run_id = _going_on(control, run)
+        tail = Tail(run.observed_file, again=run_id is not None)
         for number in range(MAX_RESTARTS + 1):
             if run_id is None:
                 run_id = submission.submit() if number == 0 else _again(submission, observe)
@@ -97,7 +99,8 @@ class Superlink:
             try:
                 submission.follow(run_id, tail, lambda: None)
             except KeyboardInterrupt:
-                control.stop(run_id)
+                with contextlib.suppress(RunError):
+                    control.stop(run_id)
                 raise
             except Vanished as error:
                 observe(warning(0, f"the server's part has ended without a word ({error}); it is submitted again"))
@@ -130,12 +133,15 @@ class Superlink:
 
 def _again(submission: Submission, observe: Observer) -> str:
     """Submits a run when Flower can be reached; its number."""
+    told = ""
     while True:
         time.sleep(AGAIN_S)
         try:
             return submission.submit()
         except RunError as error:
-            observe(warning(0, f"the run cannot be submitted yet: {error}"))
+            if str(error) != told:
+                told = str(error)
+                observe(warning(0, f"the run cannot be submitted yet: {told}"))
 
 
 def _going_on(control: Control, run: Run) -> str | None:

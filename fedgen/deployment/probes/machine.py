@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from fedgen.deployment.finding import Finding
 from fedgen.deployment.throttling import NOW, VOLTAGE, bits_of, words
+from fedgen.federation.condition import condition, memory_bytes
 from fedgen.report.text import num_bytes
 
 ROOT = Path("/")
@@ -88,15 +87,11 @@ def disk(folder: Path) -> Finding:
     return Finding("disk", "ok", got)
 
 
-def heat(root: Path = ROOT, environment: Mapping[str, str] | None = None) -> Finding:
-    """Temperature, and what the firmware says of power and throttling, where there is one that says it.
-
-    Args:
-        root: where the kernel's files are.
-        environment: has the PATH on which vcgencmd is looked for; this process's if None.
-    """
-    path = (os.environ if environment is None else environment).get("PATH", "")
-    degrees, bits = _degrees(root), _bits(path)
+def heat(root: Path = ROOT) -> Finding:
+    """Temperature, and what the firmware says of power and throttling, where there is one that says it."""
+    told = condition("", proc=root / "proc", sys=root / "sys")
+    found, bits = told.get("temperature_c"), bits_of(str(told.get("throttled", "")))
+    degrees = None if found is None else float(found)
     got = ", ".join(filter(None, ["" if degrees is None else f"{degrees:.0f} °C", words(bits)])) or "no sensor"
     if bits & VOLTAGE:
         return Finding("heat and power", "warn", got, "use the board's official power supply and a short cable")
@@ -108,12 +103,8 @@ def heat(root: Path = ROOT, environment: Mapping[str, str] | None = None) -> Fin
 
 
 def available_bytes(root: Path = ROOT) -> int | None:
-    """Memory that a new process could have: what the kernel calls available, or what a limit leaves if that is less."""
-    free = meminfo(root).get("MemAvailable")
-    limit, used = (_text(root / "sys/fs/cgroup" / name) for name in ("memory.max", "memory.current"))
-    if free is not None and limit and used and limit.strip().isdigit():
-        return max(0, min(free, int(limit) - int(used)))
-    return free
+    """Memory that a worker could have: what the kernel calls available, or what limits leave if that is less."""
+    return memory_bytes(root / "proc", root / "sys")
 
 
 def meminfo(root: Path = ROOT) -> dict[str, int]:
@@ -126,26 +117,6 @@ def _swaps(root: Path) -> dict[str, str]:
     """Device or file → kind."""
     fields = [line.split() for line in (_text(root / "proc/swaps") or "").splitlines()[1:]]
     return {line[0]: line[1] for line in fields if len(line) > 1}
-
-
-def _degrees(root: Path) -> float | None:
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    told = [int(text) / 1000 for zone in zones if (text := (_text(zone) or "").strip()).lstrip("-").isdigit()]
-    return max(told, default=None)
-
-
-def _bits(path: str) -> int:
-    """What the firmware of a Raspberry Pi says of voltage and throttling; 0 on other machines."""
-    command = shutil.which("vcgencmd", path=path)
-    if command is None:
-        return 0
-    try:
-        said = subprocess.run(
-            [command, "get_throttled"], capture_output=True, text=True, timeout=3, check=False, env={"PATH": path}
-        ).stdout
-        return bits_of(said.partition("=")[2].strip())
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
 
 
 def _text(path: Path) -> str | None:
