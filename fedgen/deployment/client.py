@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -32,6 +32,9 @@ LONGEST_SOCKET = 100
 LOOK_AGAIN_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 WATCH_S = 10.0
 STILL_ONLINE = "code: 2004"
+FAULT = re.compile(rb"^fedgen\.errors\.(ModelError|DataError|ConfigError): ([^\r\n]{1,500})", re.MULTILINE)
+"""How the worker's log ends the trace of an error that the owner of the device can mend."""
+
 AWAY = b"Connection attempt failed"
 
 
@@ -81,6 +84,7 @@ def join(path: Path, ways: Ways) -> None:
         children = Children(state / "logs", log)
         desk = _Desk(bundle, state, key, log, config, ways.threads)
         for child in (desk.worker(), desk.supernode()):
+            desk.news(child.name)
             children.keep(child)
         log.info("%s takes part at %s", bundle.client, bundle.server)
         try:
@@ -134,8 +138,9 @@ class _Desk:
     said: str | None = None
     looks: int = 0
     due: float = 0.0
-    read: int = 0
     away: bool = False
+    fault: bytes = b""
+    read: dict[str, int] = field(default_factory=dict)
 
     def worker(self) -> Child:
         command = [sys.executable, "-m", "fedgen.federation.worker", str(socket_path(self.state))]
@@ -159,20 +164,25 @@ class _Desk:
     def step(self, children: Children) -> None:
         """Looks after the processes; says why, when a SuperNode that runs complains that it cannot reach the server."""
         children.step()
-        new = self._news()
+        new = self.news("supernode")
         if online := re.findall(rb"SuperNode ID: (\d+)", new):
             self.log.info("online as node %s", online[-1].decode())
         self.away = self.away or AWAY in new
         if "supernode" in children.pids() and self.away and time.monotonic() >= self.due:
             self.due = time.monotonic() + WATCH_S
             self.away = self._reached() is not None
+        for _, reason in FAULT.findall(self.news("worker")):
+            if reason != self.fault:
+                self.log.warning("the worker cannot do what it is asked: %s. %s", reason.decode(), self._advice())
+            self.fault = reason
 
-    def _news(self) -> bytes:
-        """What the SuperNode has written since last time."""
-        with contextlib.suppress(FileNotFoundError), open(self.state / "logs" / "supernode.log", "rb") as file:
+    def news(self, name: str) -> bytes:
+        """What a process has written since last time."""
+        with contextlib.suppress(FileNotFoundError), open(self.state / "logs" / f"{name}.log", "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(self.read if self.read <= size else 0)
-            self.read = size
+            began = self.read.get(name, 0)
+            file.seek(began if began <= size else 0)
+            self.read[name] = size
             return file.read()
         return b""
 
@@ -196,16 +206,17 @@ class _Desk:
         return None
 
     def _worker_ended(self, ended: Ended) -> str | None:
-        advice = f"fedgen doctor {self.bundle.path} says what to do"
+        advice = self._advice()
         if ended.status == -9:
             return f"It was killed: memory ran out, or a turn took longer than its limit. {advice}"
         if ended.status == -4:
             return f"torch uses instructions that this processor does not have. {advice}"
         if "ModuleNotFoundError" in ended.output or "ImportError" in ended.output:
             return f"A library is missing. {advice}"
-        if "ModelError" in ended.output:
-            return f"The model cannot be used. {advice}"
         return None
+
+    def _advice(self) -> str:
+        return f"fedgen doctor {self.bundle.path} says what to do"
 
 
 def _free_port() -> int:
