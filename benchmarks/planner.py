@@ -114,8 +114,8 @@ def _under(cap_mb: int) -> Iterator[dict[str, Any]]:
 
 
 def _planner(overrides: list[str], sequence: int) -> Any:  # noqa: ANN401 - a benchmark imports fedgen when it runs
-    from fedgen.cli import check
     from fedgen.cli.train import compose
+    from fedgen.config import check
     from fedgen.federation.local import planned
 
     planner = planned(check.build(compose(overrides)))

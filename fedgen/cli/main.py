@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedgen.cli import watch
 from fedgen.errors import FedgenError
 
 USER_ERROR = 2
@@ -81,7 +82,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        from fedgen.cli.catalogue import recipes
+        from fedgen.config.catalogue import recipes
 
         print(TRAIN.format(recipes=f"\n{'':20}".join(f"recipe={name:<12} {text}" for name, text in recipes().items())))
         return 0
@@ -111,6 +112,8 @@ def _dispatch(given: argparse.Namespace) -> int:
         from fedgen.cli.benchmark import benchmark
 
         return benchmark(given.name, as_json=given.json)
+    if given.verb in watch.VERBS:
+        return watch.dispatch(given)
     from rich.console import Console
 
     from fedgen.cli.catalogue import show
@@ -153,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
+    watch.add_verbs(verbs)
     return parser
 
 

@@ -5,8 +5,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from fedgen.cli import check
 from fedgen.cli.train import compose
+from fedgen.config import check
 from fedgen.devices import Device
 from fedgen.errors import ConfigError
 from fedgen.planner import Forecast, Planner

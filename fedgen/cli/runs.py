@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from fedgen import report
 from fedgen import run as folders
-from fedgen.cli.catalogue import nearest, options, shipped
 from fedgen.cli.progress import Progress
+from fedgen.config.catalogue import nearest, options, shipped
 from fedgen.disk import replace_folder
 from fedgen.errors import ConfigError, FedgenError, RunError
 from fedgen.run import Run
@@ -130,7 +130,7 @@ def _drive(experiment: "Experiment", run: Run) -> None:
 
 
 def _experiment(run: Run) -> "Experiment":
-    from fedgen.cli.check import load
+    from fedgen.cli.load import load
 
     return load(run.experiment_file)
 
@@ -143,7 +143,7 @@ def _with_export(experiment: "Experiment", option: str) -> "Experiment":
     """
     from omegaconf import OmegaConf
 
-    from fedgen.cli.check import build_node
+    from fedgen.config.check import build_node
     from fedgen.stages import Export
 
     known = options("export")
