@@ -92,6 +92,8 @@ def _train(arguments: list[str]) -> int:
 
 
 def _dispatch(given: argparse.Namespace) -> int:
+    if "carry_out" in given:
+        return int(given.carry_out(given))
     if given.verb == "report":
         from fedgen.cli import reports
 
@@ -157,7 +159,14 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
     watch.add_verbs(verbs)
+    _add_deployment(verbs)
     return parser
+
+
+def _add_deployment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from fedgen.cli import deploy
+
+    deploy.add_verbs(verbs)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -123,6 +123,22 @@ def new_identity() -> Pair:
     )
 
 
+def pem(public_key: str) -> bytes:
+    """A public key (OpenSSH) in the form that Flower sends.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        key = serialization.load_ssh_public_key(public_key.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{public_key[:60]} is no public key: restore fleet.json from a copy") from error
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
 def public_half(private: bytes) -> bytes:
     """The public key (OpenSSH) that belongs to a device's private one.
 
