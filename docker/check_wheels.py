@@ -114,7 +114,7 @@ def check(python: str) -> bool:
     print(f"python {python}: {len(built) - len(cuda)} wheels, {own} built for aarch64 and the others for any machine")
     if not found:
         (wanted,) = requirements_of(HERE / "torch.txt")
-        print(f"  not checked: {wanted}, which this pip's index does not have; PyTorch's CPU index has it.")
+        print(f"  not checked: {wanted}, which this pip's index does not have; PyTorch's own CPU index is its place.")
         print(f"  The registry's {any_build()} is a CUDA build: {len(cuda)} more packages, of no use on a device.")
     return found
 

@@ -28,7 +28,7 @@ COMPOSE = {path.stem: yaml.safe_load(path.read_text()) for path in DOCKER.glob("
 # What a distribution of client.txt is imported as where that is not its own name, and what else comes with it.
 IMPORTED_AS = {"pyyaml": ["yaml"], "home-assistant-intents": ["home_assistant_intents"]}
 BROUGHT_BY = {
-    "flwr": ["cryptography", "fastapi", "starlette", "uvicorn"],
+    "flwr": ["cryptography", "h11", "starlette", "uvicorn"],
     "transformers": ["huggingface_hub", "tokenizers"],
 }
 
@@ -200,10 +200,10 @@ def test_the_installer_puts_things_where_the_service_looks():
     service = unit_of(DOCKER / "systemd" / "fedgen-client.service")["Service"]
     places = dict(re.findall(r"^\w+=\$\{(\w+):-(/\S+)\}$", text, re.MULTILINE))
     assert places == {"PREFIX": "/opt/fedgen", "CONFIG": "/etc/fedgen", "STATE": "/var/lib/fedgen"}
-    program, _, bundle, _, data, _, state = service["ExecStart"].split()
+    program, _, bundle, _, state, more = service["ExecStart"].split()
     assert program == f"{places['PREFIX']}/bin/fedgen"
     assert bundle == f"{places['CONFIG']}/client"
-    assert {data, state} == {f"{places['STATE']}/data", f"{places['STATE']}/state"}
+    assert (state, more) == (f"{places['STATE']}/state", "$FEDGEN_ARGUMENTS")
     assert service["WorkingDirectory"] == places["STATE"]
 
 
@@ -303,7 +303,9 @@ def test_the_guides_commands_are_those_of_fedgen(monkeypatch):
         raise AssertionError(f"{parser.prog}: {message}")
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
-    commands = fedgen_commands() + [unit_of(path)["Service"]["ExecStart"].split()[1:] for path in UNITS]
+    started = [unit_of(path)["Service"]["ExecStart"].split()[1:] for path in UNITS]
+    started += [json.loads(line) for line in instructions("CMD")]
+    commands = fedgen_commands() + [[word for word in words if not word.startswith("$")] for words in started]
     assert {"provision", "server", "client", "doctor", "status"} <= {words[0] for words in commands}
     for words in commands:
         if words[0] != "train":

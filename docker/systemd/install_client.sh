@@ -50,8 +50,8 @@ mv "$(dirname "$1")" "$config/client"
 
 if ! root; then
     say "3/3 not root: no service. Start it by hand:"
-    mkdir -p "$state/data" "$state/state"
-    say "    $prefix/bin/fedgen client $config/client --data $state/data --state $state/state"
+    mkdir -p "$state/state"
+    say "    $prefix/bin/fedgen client $config/client --state $state/state"
     exit 0
 fi
 
