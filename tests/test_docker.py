@@ -282,7 +282,9 @@ def fedgen_commands():
     found = [" ".join(words) for words in lines if words[:1] in (["fedgen"], ["sudo"], ["docker"])]
     found += re.findall(r"`(fedgen [^`]*)`", "\n".join(guide.read_text() for guide in GUIDES))
     told = [
-        re.fullmatch(r"(?:fedgen|sudo -u fedgen fedgen|docker compose .* exec \w+ fedgen)\s([^-].*)", text)
+        re.fullmatch(
+            r"(?:fedgen|sudo -u fedgen (?:/opt/fedgen/bin/)?fedgen|docker compose .* exec \w+ fedgen)\s([^-].*)", text
+        )
         for text in found
     ]
     return [match[1].split() for match in told if match]
