@@ -26,7 +26,7 @@ IMAGES = ("server:amd64", "client:amd64", "client:arm64")
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 CORES = {"amd64": "qemu64", "arm64": "cortex-a72"}
 NEEDS = {"buildah": "buildah", "debootstrap": "debootstrap"}
-INCLUDED = "python3,python3-venv,ca-certificates"
+INCLUDED = "python3,python3-venv"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 RULES = Path("/usr/lib/binfmt.d")
 
