@@ -1,8 +1,8 @@
 """Builds the images without a container engine, and runs a command of fedgen in each: ``make images``.
 
-buildah builds the unchanged Dockerfile with ``--isolation chroot``, as root. The base image is made from Debian's
-packages under the name of the real one, which --pull takes from its registry instead. A foreign machine's image is
-built and run under qemu-user, with the core that a Raspberry Pi 4 has. pip's configuration is lent to the build.
+buildah builds the unchanged Dockerfile with ``--isolation chroot``, as root. A base image is made from Debian's
+packages; --pull takes the one that the Dockerfile names from its registry instead. A foreign machine's image is built
+and run under qemu-user, with the core that a Raspberry Pi 4 has. pip's configuration is lent to the build.
 """
 
 import argparse
@@ -41,13 +41,6 @@ def run(*command: str | Path, show: bool = False) -> str:
             f"{done.stdout or ''}\n{command[0]} failed with {done.returncode}: {' '.join(map(str, command))}"
         )
     return (done.stdout or "").strip()
-
-
-def base_name() -> str:
-    """The image that the Dockerfile starts from."""
-    found = re.search(r"^ARG BASE=(\S+)$", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1]
 
 
 def foreign(architecture: str) -> bool:
@@ -143,8 +136,7 @@ def build(target: str, architecture: str, given: argparse.Namespace) -> str:
     command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
     command += ["--file", "docker/Dockerfile", "--target", target, "--tag", name]
     if not given.pull:
-        run("buildah", "tag", make_base(architecture, given.folder, given.suite), base_name())
-        command.append("--pull-never")
+        command += ["--pull-never", "--build-arg", f"BASE={make_base(architecture, given.folder, given.suite)}"]
     command += ["--arch", architecture]
     command += ["--build-arg", f"TORCH={given.torch}"] if given.torch else torch_for(architecture)
     with tempfile.TemporaryDirectory() as folder:
