@@ -160,9 +160,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_deployment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from fedgen.cli import deploy
+    from fedgen.cli import deploy, watch
 
     deploy.add_verbs(verbs)
+    watch.add_verbs(verbs)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
