@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from deployed import Deployment
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     hold = os.environ.get("DEMO_HOLD", "0") not in ("", "0")
     _heed_terminate()
     tell(f"starting a server, its proxy and {len(clients)} devices on this machine: {', '.join(clients)}")
-    with Deployment(clients) as there:
+    with Deployment(clients, runs=Path(os.environ.get("FEDGEN_RUNS") or "runs")) as there:
         page = there.spawn("dashboard", "dashboard", there.home, "--port", "0")
         try:
             there.until(lambda: "http://" in there.said("dashboard"), "the page is up")

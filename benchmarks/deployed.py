@@ -23,6 +23,8 @@ PATIENCE_S = 180.0
 STOP_S = 45.0
 _PR_SET_PDEATHSIG = 1
 
+Process = subprocess.Popen[bytes]
+
 
 class Deployment:
     """A home, and the processes that serve it.
@@ -30,8 +32,11 @@ class Deployment:
     Args:
         clients: names of the devices.
         server: HOST:PORT under which they reach the server; None for a free port of this machine.
-        words: what stands before each command of a place, by the name of a device or `server`: where it runs.
+        words: what stands before the commands of a device, or of `server`: where they run.
+        programs: what takes the place of `fedgen` on a device.
+        arguments: of `fedgen client` on a device, besides its bundle.
         more: what is added to the environment of all processes.
+        runs: folder of the runs; None for one that is removed with the home.
     """
 
     def __init__(
@@ -39,18 +44,23 @@ class Deployment:
         clients: Sequence[str],
         server: str | None = None,
         words: Mapping[str, Sequence[str]] | None = None,
+        programs: Mapping[str, Sequence[str]] | None = None,
+        arguments: Mapping[str, Sequence[str]] | None = None,
         more: Mapping[str, str] | None = None,
+        runs: Path | None = None,
     ) -> None:
         # A short path: the sockets of the devices lie in there.
         self.folder = Path(tempfile.mkdtemp(prefix="fedgen-"))
         self.home = self.folder / "home"
+        self.runs = (runs or self.folder / "runs").absolute()
         self.clients = tuple(clients)
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, Process] = {}
         self._server = server or f"127.0.0.1:{free_port()}"
-        self._words = dict(words or {})
+        self._words, self._programs, self._arguments = dict(words or {}), dict(programs or {}), dict(arguments or {})
         package = str(Path(__file__).parents[1])
         paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        self._environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **(more or {})}
+        own = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "FEDGEN_RUNS": str(self.runs)}
+        self.environment = {**os.environ, **own, **(more or {})}
 
     def __enter__(self) -> "Deployment":
         try:
@@ -72,28 +82,39 @@ class Deployment:
     ) -> None:
         self.close()
 
-    def start(self, name: str, *more: str) -> None:
+    def start(self, name: str) -> None:
         """Starts the server, or a device.
 
         Args:
             name: of the device, or `server`.
-            more: arguments besides the place.
         """
         verb, place = ("server", self.home) if name == "server" else ("client", self.folder / name)
-        self.running[name] = self.spawn(name, verb, place, *more)
+        self.running[name] = self.spawn(name, verb, place, *self._arguments.get(name, ()))
 
-    def spawn(self, name: str, *arguments: object, output: int | None = None) -> "subprocess.Popen[bytes]":
-        """Starts one of fedgen's commands at a place; what it says is added to a file, unless it goes elsewhere."""
+    def spawn(self, name: str, *arguments: object, place: str = "", output: int | None = None) -> "Process":
+        """Starts one of fedgen's commands.
+
+        Args:
+            name: what it says is added to a file of this name, unless it goes elsewhere.
+            arguments: of the command.
+            place: name of the device where it runs, or `server`; if empty, the same name.
+            output: number of a file for what it says.
+        """
         with open(self.folder / f"{name}.out", "ab") as said:
             return subprocess.Popen(
-                [*self._words.get(name, ()), sys.executable, "-m", "fedgen", *map(str, arguments)],
-                env=self._environment,
+                self.command(place or name, *arguments),
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said if output is None else output,
                 stderr=said if output is None else output,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
+
+    def command(self, place: str, *arguments: object) -> list[str]:
+        """One of fedgen's commands, as it is started at a place."""
+        program = self._programs.get(place, (sys.executable, "-m", "fedgen"))
+        return [*self._words.get(place, ()), *program, *map(str, arguments)]
 
     def call(self, *arguments: object) -> str:
         """Carries out one of fedgen's commands where the server is; what it said.
@@ -102,8 +123,8 @@ class Deployment:
             RuntimeError: it failed; says what it said.
         """
         done = subprocess.run(
-            [*self._words.get("server", ()), sys.executable, "-m", "fedgen", *map(str, arguments)],
-            env=self._environment,
+            self.command("server", *arguments),
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -178,6 +199,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of the processor that a process has had; 0 if there is no such process."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _end_with_parent() -> None:
