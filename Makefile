@@ -13,10 +13,10 @@ UNITS := build/units
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark hooks lint-deploy wheels images clean
+.PHONY: help run test check format benchmark deploy-demo hooks lint-deploy wheels images clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  Give more arguments as ARGS='…', another Python (3.11 or newer) as PYTHON=…"
 
 run: $(READY) ## train on the embedded model and homes, then talk to the result (ARGS: overrides)
@@ -38,6 +38,9 @@ format: $(READY_DEV) ## put the code into the house's format and fix what can be
 
 benchmark: $(READY) ## measure the loop against a plain one (ARGS: --json)
 	@$(RUN) -m fedgen benchmark loop $(ARGS)
+
+deploy-demo: $(READY_DEV) ## server, proxy and three devices on this machine train, with a live page (ARGS: overrides; DEMO_HOLD=1: stays)
+	@$(RUN) benchmarks/demo.py $(ARGS)
 
 hooks: $(READY_DEV) ## run format, lint, types and layers before every commit
 	@$(RUN) -m pre_commit install

@@ -24,7 +24,11 @@ CONFIGS = shipped("configs")
 STAGE_NAMES = list(defaults())
 OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name != "recipe")
 RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
-REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"], "superlink": ["federation.home=server"]}
+REQUIRED_VALUES = {
+    "jsonl": ["data.path=examples.jsonl"],
+    "superlink": ["federation.home=server"],
+    "deployment": ["federation.home=server"],
+}
 """What an option cannot do without, in the words of a user."""
 
 
