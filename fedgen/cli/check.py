@@ -22,6 +22,8 @@ from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 
 ROOT = "fedgen.experiment.Experiment"
+FILTERS = "fedgen.synthesis.filters.Filters"
+"""What stands at the key `filters`; there is one kind of it."""
 DIRECTIVES = frozenset({"_target_", "_partial_"})
 """Keys that speak to this module and not to the class."""
 
@@ -167,6 +169,8 @@ def _allowed(path: str, key: str) -> bool:
     """Whether a target may stand at a place: the root, an option of the stage, or a named class below an option."""
     if not key:
         return path == ROOT
+    if key == "filters":
+        return path == FILTERS
     if "." in key:
         return path in THIRD_PARTY
     match = re.fullmatch(rf"fedgen\.{re.escape(stage_of(key))}\.([a-z][a-z0-9_]*)\.([A-Z][A-Za-z0-9]*)", path)

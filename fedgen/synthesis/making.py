@@ -116,7 +116,7 @@ class Synthesis:
         drafts = drafting.draw(self.generator, self.task, orders, self.seed, folder / DRAFTS, observe)
         observe({"kind": "sifting", "drafts": len(drafts)})
         sifted = self.filters.sift(drafts, self.task, self.evidence, self.quotas, self.seed)
-        report = tally(drafts, sifted, self.task.labels, self.filters.examples_shown)
+        report = tally(drafts, sifted, self.quotas, self.filters.examples_shown)
         if empty := [label for label in self.task.labels if not report["labels"][label]["kept"]]:
             raise DataError(
                 f"the generator gave nothing that can be used for {len(empty)} of {len(self.task.labels)} labels, so "
@@ -133,8 +133,9 @@ class Synthesis:
             "digest": digest,
             "inputs": inputs,
             "task": dataclasses.asdict(self.task),
+            "generator": _node(self.generator),
             "licence": self.generator.licence,
-            "files": {name: {"sha256": _sha256(content)} for name, content in sorted(contents.items())},
+            "files": {name: _file(content) for name, content in sorted(contents.items())},
             "report": report,
             "versions": {name: _version(name) for name in ("datasketch", "torch", "transformers")},
         }
@@ -161,6 +162,19 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _order_rows(orders: tuple[Order, ...]) -> bytes:
     return "".join(json.dumps(dataclasses.asdict(order)) + "\n" for order in orders).encode()
+
+
+def _file(content: bytes) -> dict[str, Any]:
+    return {"sha256": _sha256(content), "rows": content.count(b"\n")}
+
+
+def _node(value: object) -> object:
+    """A component as a configuration names it: its class and its fields."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    kind = type(value)
+    fields = {field.name: _node(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
 
 
 def _sha256(content: bytes) -> str:

@@ -33,8 +33,8 @@ class SyntheticSet:
 
     Attributes:
         folder: where they lie.
-        manifest: ``inputs`` (what the set depends on; ``digest`` is the hash of it), ``task``, ``licence``, ``files`` →
-            sha256 and number of rows, ``report``, ``versions``.
+        manifest: ``inputs`` (what the set depends on; ``digest`` is the hash of it), ``task`` and ``generator`` as they
+            are configured, ``licence``, ``files`` → sha256 and number of rows, ``report``, ``versions``.
     """
 
     folder: Path

@@ -8,19 +8,19 @@ from fedgen.synthesis.filters import Rejection, Sifted
 from fedgen.task import Draft
 
 
-def tally(drafts: Sequence[Draft], sifted: Sifted, labels: Collection[str], num_shown: int) -> dict[str, Any]:
+def tally(drafts: Sequence[Draft], sifted: Sifted, quotas: Mapping[str, int], num_shown: int) -> dict[str, Any]:
     """Counts and examples.
 
     Args:
         drafts: all that the generator proposed.
         sifted: what the filters made of them.
-        labels: of the task.
+        quotas: label of the task → how many examples were wanted.
         num_shown: kept drafts in all, and rejected drafts for each reason.
 
     Returns:
         ``drafts`` and ``kept``, numbers; ``filters``, in order, each with ``filter``, ``drafts`` that came to it,
-        ``reasons`` → how many, and its ``notes``; ``labels`` → ``drafts``, ``kept`` and ``reasons``; ``kept_examples``
-        and, by reason, ``rejected_examples``, each with label, text and answer.
+        ``reasons`` → how many, and its ``notes``; ``labels`` → ``wanted``, ``drafts``, ``kept`` and ``reasons``;
+        ``kept_examples`` and, by reason, ``rejected_examples``, each with label, text and answer.
     """
     left, rows = len(drafts), []
     for name, notes in sifted.notes.items():
@@ -30,11 +30,12 @@ def tally(drafts: Sequence[Draft], sifted: Sifted, labels: Collection[str], num_
     proposed, kept = Counter(draft.label for draft in drafts), Counter(draft.label for draft in sifted.kept)
     by_label = {
         label: {
+            "wanted": quotas.get(label, 0),
             "drafts": proposed[label],
             "kept": kept[label],
             "reasons": _counts(rejection for rejection in sifted.rejected if rejection.draft.label == label),
         }
-        for label in [*labels, *sorted(set(proposed) - set(labels))]
+        for label in [*quotas, *sorted(set(proposed) - set(quotas))]
     }
     rejected: dict[str, list[dict[str, str]]] = {}
     for rejection in sifted.rejected:
