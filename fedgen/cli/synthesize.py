@@ -188,7 +188,7 @@ def _show(made: SyntheticSet, to: Path | None) -> None:
     console.print(table)
     labels = Table("label", "wanted", "drafts", "kept", box=box.SIMPLE_HEAD, pad_edge=False)
     for label, counts in report["labels"].items():
-        labels.add_row(escape(label), *(str(counts[column]) for column in ("wanted", "drafts", "kept")))
+        labels.add_row(escape(_printable(label)), *(str(counts[column]) for column in ("wanted", "drafts", "kept")))
     console.print(labels)
     for example in report["kept_examples"]:
         console.print(_line("kept", example))
@@ -204,5 +204,15 @@ def _show(made: SyntheticSet, to: Path | None) -> None:
 def _line(what: str, example: Mapping[str, Any]) -> str:
     from rich.markup import escape
 
-    text = example["text"] if len(example["text"]) <= 160 else f"{example['text'][:159]}…"
-    return f"[dim]{escape(what)}:[/] {escape(text)} [dim]→[/] {escape(example['answer'])}"
+    text, answer = (_printable(example[name]) for name in ("text", "answer"))
+    return f"[dim]{escape(what)}:[/] {escape(text)} [dim]→[/] {escape(answer)}"
+
+
+def _printable(text: str, length: int = 160) -> str:
+    """What a model wrote, as it may be shown: it could steer the terminal.
+
+    >>> _printable("lamp" + chr(27) + "[2J on")
+    'lamp�[2J on'
+    """
+    shown = text if len(text) <= length else f"{text[: length - 1]}…"
+    return "".join(character if character.isprintable() else "\ufffd" for character in shown)

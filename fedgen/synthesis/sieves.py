@@ -106,8 +106,9 @@ def duplicates(drafts: Sequence[Draft], task: Task, threshold: float | None) -> 
 
 def perplexity(drafts: Sequence[Draft], likelihood: Likelihood, reference: Sequence[str], band: Band) -> Verdict:
     """Texts that a model finds as surprising as the others, or as public ones."""
-    values = list(likelihood([draft.text for draft in drafts])) if drafts else []
-    found = band.around(list(likelihood(reference)) if reference else values)
+    # Rounded, since a model's last digits may depend on the batch and on the number of threads.
+    values = [round(value, 3) for value in likelihood([draft.text for draft in drafts])]
+    found = band.around([round(value, 3) for value in likelihood(reference)] if reference else values)
     if found is None:
         return skipped(drafts, f"there are fewer than {MIN_FOR_QUANTILES} texts to take quantiles of")
     reasons = [_outside(value, found, "the text is too predictable", "the text is too surprising") for value in values]

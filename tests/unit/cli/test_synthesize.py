@@ -117,3 +117,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
 def test_an_unknown_task_names_those_that_come_with_fedgen():
     with pytest.raises(ConfigError, match="sensor, smart_home"):
         task_file("nothing")
+
+
+def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    long = "begin cleaning \\e[2J" + " very" * 40
+    file.write_text(task_file("smart_home").read_text().replace("begin cleaning with", long))
+    assert main(["synthesize", str(file), *QUICK, "filters.max_characters=150", "--num", "160"]) == 0
+    shown = capsys.readouterr().out
+    assert "begin cleaning \ufffd[2J very" in " ".join(shown.split())
+    assert "\x1b" not in shown

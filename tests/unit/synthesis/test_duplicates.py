@@ -3,6 +3,9 @@
 import time
 from dataclasses import replace
 
+import pytest
+
+from fedgen.errors import ConfigError
 from fedgen.synthesis.duplicates import near, shingles
 from fedgen.task import Draft
 
@@ -52,3 +55,9 @@ def test_five_thousand_take_seconds(drafts):
     began = time.process_time()
     near(many, 0.85, by_words=False)
     assert time.process_time() - began < 10
+
+
+def test_without_datasketch_the_message_names_the_ways_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"fedgen\[synthesis\].*filters.near_duplicate=null"):
+        near([said("a")], 0.8, by_words=False)
