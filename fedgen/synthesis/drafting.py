@@ -1,4 +1,4 @@
-"""Asks a generator for drafts, batch by batch, into a file that is only appended to; what is there is not asked again.
+"""Asks a generator for drafts, and keeps them in a file that is only appended to; what is there is not asked again.
 
 A batch is a fixed run of orders. Its drafts are written with a last line that counts and hashes them, in one piece; so
 what a crash cut off is recognised, dropped, and drawn again from the same orders, whatever was drawn before.
@@ -7,7 +7,7 @@ what a crash cut off is recognised, dropped, and drawn again from the same order
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,34 @@ def draw(
             blocks, whole = _blocks(path.read_bytes())
             os.ftruncate(descriptor, whole)
         drafts = [draft for block in blocks[: len(asked)] for draft in block]
-        for number, batch in enumerate(asked[len(blocks) :], start=len(blocks)):
-            observe({"kind": "drafting", "batches": number, "of": len(asked), "drafts": len(drafts)})
-            # As they will be read, so that a set that was interrupted differs in nothing from one that was not.
-            lines = [_line(draft) for draft in generator.generate(task, batch, seed)]
+        left = [order for batch in asked[len(blocks) :] for order in batch]
+        observe({"kind": "drafting", "batches": len(blocks), "of": len(asked), "drafts": len(drafts)})
+        # Asked once for all that is left: a generator may have a model to load.
+        given = generator.generate(task, left, seed) if left else ()
+        for number, group in enumerate(_grouped(given, asked, len(blocks)), start=len(blocks)):
+            lines = [_line(draft) for draft in group]
             with disk.writing(path):
                 disk.append(descriptor, _block(number, lines))
+            # As they will be read, so that a set that was interrupted differs in nothing from one that was not.
             drafts += [_draft(json.loads(line)) for line in lines]
+            observe({"kind": "drafting", "batches": number + 1, "of": len(asked), "drafts": len(drafts)})
     finally:
         os.close(descriptor)
-    observe({"kind": "drafting", "batches": len(asked), "of": len(asked), "drafts": len(drafts)})
     return drafts
+
+
+def _grouped(drafts: Iterable[Draft], asked: Sequence[Sequence[Order]], first: int) -> Iterator[list[Draft]]:
+    """The drafts of each batch from the first on, as soon as one of a later batch comes; a batch may have none."""
+    batch_of = {order.index: number for number, batch in enumerate(asked) for order in batch}
+    number, group = first, list[Draft]()
+    for draft in drafts:
+        while number < batch_of.get(draft.order, number):
+            yield group
+            number, group = number + 1, []
+        group.append(draft)
+    for _ in range(number, len(asked)):
+        yield group
+        group = []
 
 
 def _line(draft: Draft) -> bytes:

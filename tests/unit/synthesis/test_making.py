@@ -13,7 +13,7 @@ from fedgen.cli import check
 from fedgen.data.jsonl import Jsonl
 from fedgen.errors import DataError
 from fedgen.generator.grammar import Grammar
-from fedgen.synthesis import synthetic_set
+from fedgen.synthesis import drafting, synthetic_set
 from fedgen.synthesis.filters import Evidence, Filters
 from fedgen.synthesis.making import Synthesis
 from fedgen.task_file import build_task
@@ -29,6 +29,7 @@ class Failing:
 
     grammar: Grammar = field(default_factory=lambda: Grammar(per_order=4))
     garbage: str = ""
+    silent: tuple[int, int] = (0, 0)
     stops_before: InitVar[int | None] = None
 
     def __post_init__(self, stops_before):
@@ -52,6 +53,8 @@ class Failing:
             if order.index == self.stop:
                 raise KeyboardInterrupt
             self.asked.append(order.index)
+            if self.silent[0] <= order.index < self.silent[1]:
+                continue
             for draft in self.grammar.generate(task, [order], seed):
                 yield replace(draft, text="gnorp") if draft.label == self.garbage else draft
 
@@ -160,6 +163,20 @@ def test_what_was_interrupted_is_continued_to_the_same_bytes(task, tmp_path, sto
     assert rest.asked == list(range(rest.asked[0], made.manifest["files"]["orders.jsonl"]["rows"]))
     assert rest.asked[0] <= stops_before
     assert (rest.asked[0] > 0) == (stops_before >= 40)
+
+
+@pytest.mark.parametrize("silent", [(0, 40), (20, 70), (30, 80), (0, 80)])
+def test_orders_that_are_not_answered_leave_a_gap_that_is_not_asked_again(task, tmp_path, silent):
+    generator, seed = Failing(silent=silent), 0
+    orders, file, told = generator.plan(task, 300, seed), tmp_path / "drafts.jsonl", []
+    drafts = drafting.draw(generator, task, orders, seed, file, told.append)
+    assert [draft.order for draft in drafts] == [
+        order.index for order in orders for _ in range(order.num) if not silent[0] <= order.index < silent[1]
+    ]
+    assert [record["batches"] for record in told] == [0, 1, 2, 3]
+    assert told[-1]["drafts"] == len(drafts)
+    assert drafting.draw(generator, task, orders, seed, file, told.append) == drafts
+    assert generator.asked == [order.index for order in orders]
 
 
 @pytest.mark.parametrize("cut", [1, 30, 2_000, 20_000])
