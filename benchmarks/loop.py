@@ -54,9 +54,10 @@ def ratio(overrides: list[str], num_workers: int, num_rounds: int, repeats: int)
     """
     import torch
 
-    from fedgen.cli.check import build
     from fedgen.cli.train import compose
-    from fedgen.federation.local import LocalTransport, shards_of
+    from fedgen.config.check import build
+    from fedgen.federation.course import shards_of
+    from fedgen.federation.local import LocalTransport
     from fedgen.gate import prepare
     from fedgen.workers import Workers
 

@@ -114,9 +114,9 @@ def _under(cap_mb: int) -> Iterator[dict[str, Any]]:
 
 
 def _planner(overrides: list[str], sequence: int) -> Any:  # noqa: ANN401 - a benchmark imports fedgen when it runs
-    from fedgen.cli import check
     from fedgen.cli.train import compose
-    from fedgen.federation.local import planned
+    from fedgen.config import check
+    from fedgen.federation.course import planned
 
     planner = planned(check.build(compose(overrides)))
     return dataclasses.replace(planner, length=sequence)

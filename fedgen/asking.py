@@ -1,8 +1,9 @@
 """The half of a round that goes out: who takes part, which part of the model each gets, and how it works there."""
 
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedgen import records, tree
 from fedgen.coverage import Coverage
@@ -12,6 +13,7 @@ from fedgen.messages import Payload, Request
 from fedgen.parts import Ground
 from fedgen.planner import Forecast, Planner
 from fedgen.replies import Sent
+from fedgen.transport import Report
 from fedgen.types import Part, Record, State
 
 
@@ -64,7 +66,7 @@ class Asking:
 
 
 def taking_part(
-    ground: Ground, planner: Planner | None, nodes: Collection[str], round: int
+    ground: Ground, planner: Planner | None, nodes: Collection[str], round: int, reports: Mapping[str, Report]
 ) -> tuple[dict[str, Device], dict[str, str]]:
     """The devices that take part in a round, and why others decline.
 
@@ -73,11 +75,13 @@ def taking_part(
         planner: says who has to decline; None if no device tells its memory.
         nodes: clients that can be reached.
         round: counted from 1.
+        reports: client → what its device said of itself.
 
     Raises:
         RunError: there is none.
     """
     found = ground.experiment.fleet.devices(ground.clients, round, ground.experiment.seed)
+    found = {client: lowered(device, reports.get(client, {})) for client, device in found.items()}
     here = {client: device for client, device in found.items() if device.width > 0 and client in set(nodes)}
     declined = dict[str, str]() if planner is None else planner.declined(here)
     able = {client: device for client, device in here.items() if client not in declined}
@@ -89,6 +93,35 @@ def taking_part(
             "model. Lower fleet.min_width, or let some devices be wider"
         )
     return able, declined
+
+
+def lowered(device: Device, report: Report) -> Device:
+    """A device with what it has less of than the fleet says, by its own word; of more it says nothing that counts.
+
+    >>> less = lowered(Device(memory_bytes=2000, temperature_c=60.0), {"memory_bytes": 1500, "temperature_c": 50.0})
+    >>> less.memory_bytes, less.temperature_c
+    (1500, 60.0)
+
+    Args:
+        device: by the fleet's word. One that does not tell its memory is not planned, and stays as it is.
+        report: whatever it said of itself.
+    """
+    if device.memory_bytes is None:
+        return device
+    memory, heat, battery = (_number(report.get(name)) for name in ("memory_bytes", "temperature_c", "battery"))
+    return replace(
+        device,
+        memory_bytes=device.memory_bytes if memory is None else min(device.memory_bytes, max(0, int(memory))),
+        temperature_c=max((value for value in (device.temperature_c, heat) if value is not None), default=None),
+        battery=min((value for value in (device.battery, battery) if value is not None), default=None),
+    )
+
+
+def _number(value: object) -> float | None:
+    """The value if it is a number that can be compared; a device may say anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def wanted_parts(

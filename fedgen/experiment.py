@@ -41,6 +41,8 @@ class Experiment:
         seed: fixes every draw; same seed, same bytes.
         num_rounds: rounds of training.
         cohort_size: clients per round, drawn afresh each round; null takes all.
+        over_selection: factor on it: so many more are asked, for drivers whose rounds end when enough have answered
+            (Bonawitz et al., "Towards Federated Learning at Scale: System Design", MLSys 2019, section 2.3, take 1.3).
         evaluate_every: rounds between evaluations of the first split; the first and last evaluation take all splits.
         num_evaluated: examples per split before and after a run; null takes all.
         num_evaluated_per_round: examples of the first split that are followed round by round.
@@ -73,6 +75,7 @@ class Experiment:
     seed: int = 0
     num_rounds: int = 5
     cohort_size: int | None = None
+    over_selection: float = 1.0
     evaluate_every: int = 1
     num_evaluated: int | None = None
     num_evaluated_per_round: int = 48
@@ -110,6 +113,12 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 1 <= self.over_selection < math.inf:
+            raise ValueError(f"over_selection is {self.over_selection}; it multiplies cohort_size and is at least 1")
+        if self.over_selection > 1 and self.cohort_size is None:
+            raise ValueError(
+                f"over_selection is {self.over_selection} and all clients are asked as it is; give cohort_size a number"
+            )
         if self.gate_margin is not None and self.gate_margin < 0:
             raise ValueError(f"gate_margin is {self.gate_margin}; it is nats above the whole model's loss, at least 0")
         if self.staleness_power < 0:
@@ -163,12 +172,14 @@ class Experiment:
 
     def cohort(self, clients: Sequence[str], round: int) -> list[str]:
         """Clients that are asked in a round, sorted; drawn without replacement."""
-        if self.cohort_size is None or self.cohort_size >= len(clients):
+        # What a product of floats has too much must not count as a client.
+        wanted = None if self.cohort_size is None else math.ceil(self.cohort_size * self.over_selection - 1e-9)
+        if wanted is None or wanted >= len(clients):
             return sorted(clients)
         import torch
 
         order = torch.randperm(len(clients), generator=seeds.derive(self.seed, "cohort", round)).tolist()
-        return sorted(sorted(clients)[position] for position in order[: self.cohort_size])
+        return sorted(sorted(clients)[position] for position in order[:wanted])
 
     def discount(self, staleness: int) -> float:
         """What the weight of an update is multiplied by that comes so many rounds late.

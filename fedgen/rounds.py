@@ -83,7 +83,7 @@ def serve(server: Server) -> None:
         for text in warnings:
             _tell(server, journal, [records.warning(found.round if found else 0, text)])
         begin = found.round + 1 if found else 0
-        server.observe(records.start(experiment, str(server.run.path), server.transport.nodes(), begin))
+        server.observe(records.start(experiment, str(server.run.path), server.ground.clients, begin))
         if found is None:
             warnings = [*warn_of_gaps(server.ground), *server.gate.warn_of_residual(initial)]
             _tell(server, journal, [records.warning(0, text) for text in warnings])
@@ -104,7 +104,8 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    devices, declined = taking_part(server.ground, server.planner, server.transport.nodes(), round)
+    nodes, reports = server.transport.nodes(), server.transport.reports()
+    devices, declined = taking_part(server.ground, server.planner, nodes, round, reports)
     late = Late(before, server.run.checkpoints)
     cohort = experiment.cohort(sorted(devices.keys() - late.busy), round)
     asked = {client: devices[client] for client in cohort}

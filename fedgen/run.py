@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from fedgen.errors import ConfigError, RunError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,120}")
 _PACKAGES = ("fedgen", "torch", "transformers", "peft", "safetensors", "flwr")
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Run:
     def metrics_file(self) -> Path:
         """The journal."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def observed_file(self) -> Path:
+        """What is told of a run as it happens, if its loop is in another process than those that watch it."""
+        return self.path / "observed.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -149,10 +157,14 @@ def open_run(path: Path) -> Run:
 
 
 @contextlib.contextmanager
-def lock(run: Run) -> Iterator[None]:
+def lock(run: Run, wait_s: float = 0.0) -> Iterator[None]:
     """Keeps other processes from working on the run meanwhile; a process that dies lets go by itself.
 
     Removes what a crashed process left in the folder.
+
+    Args:
+        run: the run.
+        wait_s: seconds to wait for another process to let go.
 
     Raises:
         RunError: another process works on the run, or the folder cannot be written.
@@ -163,7 +175,7 @@ def lock(run: Run) -> Iterator[None]:
     try:
         with disk.writing(path):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _acquire(descriptor, wait_s)
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "whose number is not known yet"
                 raise RunError(
@@ -179,6 +191,17 @@ def lock(run: Run) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _acquire(descriptor: int, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_LOOK_S)
 
 
 def environment() -> dict[str, Any]:

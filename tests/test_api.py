@@ -55,7 +55,9 @@ def test_every_module_can_be_imported_first():
         for path in sorted((ROOT / "fedgen").rglob("*.py"))
     ]
     assert len(names) > 20
+    # Flower's command line asks click by names that click is about to drop.
+    strict = ("-W", "error", "-W", "ignore:'click.utils.get_:DeprecationWarning")
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *strict, "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr

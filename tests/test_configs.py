@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 import fedgen
 from fedgen import stages
-from fedgen.cli import check
-from fedgen.cli.catalogue import defaults, shipped
-from fedgen.cli.fit import fit
+from fedgen.cli.load import load
 from fedgen.cli.source import completed
 from fedgen.cli.train import compose
+from fedgen.config import check
+from fedgen.config.catalogue import defaults, shipped
+from fedgen.config.fit import fit
 from fedgen.task_file import read_task
 
 CONFIGS = shipped("configs")
@@ -27,7 +28,7 @@ RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
 TASK_FILES = sorted((CONFIGS / "task").glob("*.yaml"))
 STAGE_FILES = [file for file in OPTION_FILES if file.parent.name in STAGE_NAMES]
 """Options of stages that an experiment has; a generator works before there is one."""
-REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"]}
+REQUIRED_VALUES = {"jsonl": ["data.path=examples.jsonl"], "superlink": ["federation.home=server"]}
 """What an option cannot do without, in the words of a user."""
 
 
@@ -130,7 +131,7 @@ def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file,
     else:
         assert type(getattr(experiment, file.parent.name)).__module__ == f"fedgen.{file.parent.name}.{file.stem}"
     (tmp_path / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    assert check.load(tmp_path / "experiment.yaml") == experiment
+    assert load(tmp_path / "experiment.yaml") == experiment
 
 
 @pytest.mark.parametrize("stage", [*STAGE_NAMES, "generator"])

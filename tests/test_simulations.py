@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedgen.cli.catalogue import recipes
-from fedgen.cli.check import build
 from fedgen.cli.train import compose
+from fedgen.config.catalogue import recipes
+from fedgen.config.check import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "simulations").glob("*/README.md"))

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-from fedgen.cli.catalogue import nearest, shipped
+from fedgen.config.catalogue import nearest, shipped
 from fedgen.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError
 
-from fedgen.cli.catalogue import nearest, options, recipes
+from fedgen.config.catalogue import nearest, options, recipes
 from fedgen.errors import ConfigError
 
 

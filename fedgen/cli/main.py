@@ -81,7 +81,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _train(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        from fedgen.cli.catalogue import recipes
+        from fedgen.config.catalogue import recipes
 
         print(TRAIN.format(recipes=f"\n{'':20}".join(f"recipe={name:<12} {text}" for name, text in recipes().items())))
         return 0
@@ -91,6 +91,8 @@ def _train(arguments: list[str]) -> int:
 
 
 def _dispatch(given: argparse.Namespace) -> int:
+    if "carry_out" in given:
+        return int(given.carry_out(given))
     if given.verb == "report":
         from fedgen.cli import reports
 
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
+    _add_deployment(verbs)
     return parser
 
 
@@ -176,6 +179,13 @@ def _add_synthesize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="PATH", help="jsonl that nothing may overlap with")
     parser.add_argument("--reference", type=Path, metavar="PATH", help="public jsonl that says what texts are usual")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print one object")
+
+
+def _add_deployment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from fedgen.cli import deploy, watch
+
+    deploy.add_verbs(verbs)
+    watch.add_verbs(verbs)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

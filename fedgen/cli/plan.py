@@ -5,8 +5,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from fedgen.cli import check
 from fedgen.cli.train import compose
+from fedgen.config import check
 from fedgen.devices import Device
 from fedgen.errors import ConfigError
 from fedgen.planner import Forecast, Planner
@@ -32,7 +32,7 @@ def plan(overrides: Sequence[str], memory: str | None, *, measure: bool, as_json
     given = None if memory is None else num_bytes(memory)
     experiment = check.build(compose(overrides))
     # Everything from here on needs the model.
-    from fedgen.federation.local import planned
+    from fedgen.federation.course import planned
 
     planner = planned(experiment)
     if given is not None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from fedgen import report
 from fedgen import run as folders
-from fedgen.cli.catalogue import nearest, options, shipped
 from fedgen.cli.progress import Progress
+from fedgen.config.catalogue import nearest, options, shipped
 from fedgen.disk import replace_folder
 from fedgen.errors import ConfigError, FedgenError, RunError
 from fedgen.run import Run
@@ -75,7 +75,7 @@ def export(path: Path, option: str | None, target: Path | None) -> int:
     folder = target or run.path / experiment.export.folder_name
     if target is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RunError(f"{target} exists and is no empty folder; name another with --to, nothing was written")
-    from fedgen.federation.local import finished
+    from fedgen.federation.course import finished
     from fedgen.journal import read
     from fedgen.rounds import card_of
 
@@ -96,7 +96,7 @@ def generate(path: Path, text: str, max_new_tokens: int) -> int:
     """
     run = folders.open_run(path)
     experiment = _experiment(run)
-    from fedgen.federation.local import finished
+    from fedgen.federation.course import finished
 
     with _quietly():
         learner, _ = finished(experiment, run)
@@ -130,7 +130,7 @@ def _drive(experiment: "Experiment", run: Run) -> None:
 
 
 def _experiment(run: Run) -> "Experiment":
-    from fedgen.cli.check import load
+    from fedgen.cli.load import load
 
     return load(run.experiment_file)
 
@@ -143,7 +143,7 @@ def _with_export(experiment: "Experiment", option: str) -> "Experiment":
     """
     from omegaconf import OmegaConf
 
-    from fedgen.cli.check import build_node
+    from fedgen.config.check import build_node
     from fedgen.stages import Export
 
     known = options("export")

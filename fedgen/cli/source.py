@@ -16,8 +16,8 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import Container, DictConfig, OmegaConf
 
-from fedgen.cli.catalogue import shipped
-from fedgen.cli.schema import read
+from fedgen.config.catalogue import shipped
+from fedgen.config.schema import read
 
 SCHEME = "fedgen"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgen.cli import check
-from fedgen.cli.catalogue import nearest, shipped
+from fedgen.config import check
+from fedgen.config.catalogue import nearest, shipped
 from fedgen.cli.train import compose
 from fedgen.errors import ConfigError, RunError
 from fedgen.generating import Generator

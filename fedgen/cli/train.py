@@ -145,7 +145,8 @@ def _run(composed: Container, root: Path, name: str | None) -> Path:
     """One run from a composed config; its folder."""
     config = _plain(composed)
     # Imports torch, so only when a run is about to start.
-    from fedgen.cli import check, runs
+    from fedgen.cli import runs
+    from fedgen.config import check
 
     experiment = check.build(config)
     text = OmegaConf.to_yaml(composed, resolve=True)

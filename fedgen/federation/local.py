@@ -3,26 +3,18 @@
 A client is its examples and nothing more, so a hundred cost hardly more memory than four.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedgen import checkpoint, seeds
-from fedgen.checkpoint import Checkpoint
 from fedgen.device import Holding, answer, hold
-from fedgen.disk import write_atomic
-from fedgen.errors import DataError, RunError
 from fedgen.experiment import Experiment
+from fedgen.federation.course import carry_through, shards_of
 from fedgen.federation.own_process import answer_apart
-from fedgen.gate import prepare
-from fedgen.learner import Base, Learner
+from fedgen.learner import Learner
 from fedgen.messages import Reply, Request
 from fedgen.parts import Ground
-from fedgen.planner import Planner, planner_of
-from fedgen.rounds import Server, serve
-from fedgen.run import Run, lock
+from fedgen.run import Run
+from fedgen.transport import Report
 from fedgen.types import Dataset, Example, Observer
 from fedgen.workers import Workers
 
@@ -52,44 +44,11 @@ class Local:
         Raises:
             FedgenError: data, model or run folder are unusable; the message says how.
         """
-        _one_thread_each()
-        with lock(run):
-            dataset = experiment.data.load(experiment.seed)
-            shards = shards_of(experiment, dataset)
-            base = experiment.base()
-            facts = {"base": base.fingerprint, "data": fingerprint(dataset), "description": dataset.description}
-            _note(run, facts)
-            workers = Workers(experiment.learners(base, self._num_workers(experiment, shards)))
-            try:
-                gate = prepare(experiment, base, workers, dataset, sorted(shards))
-                planner = workers.borrow(lambda learner: planner_of(gate.ground, learner, dataset.public))
-                transport = LocalTransport(gate.ground, workers, shards, self.own_process)
-                serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe, planner))
-            finally:
-                workers.close()
 
-    def _num_workers(self, experiment: Experiment, shards: Mapping[str, Sequence[Example]]) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(self.num_workers or cores, max(len(shards), 1))
+        def reach(ground: Ground, workers: Workers, dataset: Dataset) -> LocalTransport:
+            return LocalTransport(ground, workers, shards_of(experiment, dataset), self.own_process)
 
-
-def planned(experiment: Experiment) -> Planner:
-    """The planner of an experiment, as its run would have it, whatever devices its fleet has.
-
-    Raises:
-        FedgenError: data or model are unusable.
-    """
-    _one_thread_each()
-    dataset = experiment.data.load(experiment.seed)
-    base = experiment.base()
-    workers = Workers(experiment.learners(base, 1))
-    try:
-        gate = prepare(experiment, base, workers, dataset, sorted(shards_of(experiment, dataset)), plans=True)
-        found = workers.borrow(lambda learner: planner_of(gate.ground, learner, dataset.public))
-    finally:
-        workers.close()
-    assert found is not None
-    return found
+        carry_through(experiment, run, observe, reach, num_workers=self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -114,6 +73,10 @@ class LocalTransport:
         """All clients, sorted."""
         return sorted(self.shards)
 
+    def reports(self) -> dict[str, Report]:
+        """Nothing: what the devices are, the fleet says."""
+        return {}
+
     def send(self, requests: Iterator[Request]) -> None:
         """Keeps the requests until replies are asked for."""
         self._outbox.append(requests)
@@ -130,55 +93,3 @@ class LocalTransport:
         if self.own_process:
             return answer_apart(self.ground, request, holding)
         return answer(self.ground, request, learner, holding)
-
-
-def shards_of(experiment: Experiment, dataset: Dataset) -> dict[str, Sequence[Example]]:
-    """Client name → its examples.
-
-    Raises:
-        DataError: there are no examples.
-    """
-    if not dataset.train:
-        raise DataError("the data holds no training examples; check data.* in the configuration")
-    split = experiment.partition.split(dataset.train, seeds.derive(experiment.seed, "partition"))
-    return {client: [dataset.train[position] for position in positions] for client, positions in split.items()}
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over every example of every split, and over those that are anybody's."""
-    digest = hashlib.sha256()
-    for name, examples in (("train", dataset.train), *dataset.evaluation.items(), ("public", dataset.public)):
-        digest.update(name.encode())
-        for example in examples:
-            digest.update(repr(example).encode())
-    return digest.hexdigest()
-
-
-def finished(experiment: Experiment, run: Run) -> tuple[Learner, Checkpoint]:
-    """A learner that holds the newest state of a run, and the checkpoint that it came from.
-
-    Raises:
-        RunError: the run has no valid checkpoint.
-    """
-    _one_thread_each()
-    identity = hashlib.sha256(run.experiment_file.read_bytes()).hexdigest()
-    newest, _ = checkpoint.load_latest(run.checkpoints, identity=identity)
-    base: Base = experiment.base()
-    if newest.facts.get("base") != base.fingerprint:
-        raise RunError("the base model is not the one that this run was trained on; put back the model it began with")
-    (learner,) = experiment.learners(base, 1)
-    learner.load(newest.state)
-    return learner, newest
-
-
-def _one_thread_each() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _note(run: Run, facts: Mapping[str, str]) -> None:
-    """Adds what is known only after loading to environment.json."""
-    environment = json.loads(run.environment_file.read_text())
-    environment.update(base_sha256=facts["base"], data_sha256=facts["data"])
-    write_atomic(run.environment_file, json.dumps(environment, indent=2) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from fedgen.cli.check import build_node
+from fedgen.config.check import build_node
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

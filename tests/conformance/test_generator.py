@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.errors import ConfigError
 from fedgen.model.tiny import Tiny
 from fedgen.stages import Generator

@@ -10,7 +10,7 @@ SCRIPT = """
 import json, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.generator.grammar import Grammar
 from fedgen.synthesis.making import Synthesis
 from fedgen.task_file import read_task

@@ -18,7 +18,7 @@ from fedgen.errors import ClientError
 from fedgen.extraction.full import Full as FullExtraction
 from fedgen.extraction.importance import Importance
 from fedgen.extraction.static import Static
-from fedgen.federation.local import finished
+from fedgen.federation.course import finished
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.journal import read

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from fedgen import run as folders
-from fedgen.cli.check import build
 from fedgen.cli.train import compose
-from fedgen.federation.local import finished, shards_of
+from fedgen.config.check import build
+from fedgen.federation.course import finished, shards_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -1,41 +1,19 @@
-"""What there is: stages, options, recipes."""
+"""Tables of what there is."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from fedgen.cli import catalogue
+from fedgen.cli.catalogue import options_table_markdown, show
+from fedgen.config import catalogue
 from fedgen.errors import ConfigError
 
 
 def shown(what, width=160):
     console = Console(file=io.StringIO(), width=width)
-    catalogue.show(what, console)
+    show(what, console)
     return console.file.getvalue()
-
-
-def test_stages_come_in_the_order_in_which_data_flows():
-    assert list(catalogue.defaults()) == [
-        "fleet",
-        "data",
-        "partition",
-        "model",
-        "adapter",
-        "extraction",
-        "client",
-        "selection",
-        "wire",
-        "aggregation",
-        "evaluation",
-        "export",
-        "federation",
-    ]
-
-
-def test_every_folder_of_configs_is_a_stage():
-    folders = {path.name for path in catalogue.shipped("configs").iterdir() if path.is_dir()}
-    assert folders == {*catalogue.defaults(), "recipe"}
 
 
 def test_the_overview_names_every_stage_and_option_with_its_summary():
@@ -75,10 +53,6 @@ def test_unknown_names_are_refused_with_the_nearest(what, message):
 
 
 def test_the_markdown_table_has_a_row_per_stage_and_marks_the_default():
-    rows = catalogue.options_table_markdown().splitlines()
+    rows = options_table_markdown().splitlines()
     assert len(rows) == 2 + len(catalogue.defaults())
     assert "| `model` | Loads a model | **causal_lm**, tiny |" in rows
-
-
-def test_recipes_say_what_they_are():
-    assert "random two-layer model" in catalogue.recipes()["tiny"]

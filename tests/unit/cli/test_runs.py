@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import fedgen
-from fedgen.cli import check
+from fedgen.cli.load import load
 from fedgen.cli.main import main
 
 SMALL = ["recipe=tiny", "client.num_steps=2", "adapter.rank=4", "data.num_train=8", "data.num_eval=4"]
@@ -53,7 +53,7 @@ def test_the_config_of_a_run_is_whole_and_builds_the_experiment(trained):
     config = yaml.safe_load((trained / "experiment.yaml").read_text())
     assert config["num_rounds"] == 2
     assert config["client"]["batch_size"] == 4, "values that nobody typed are written down too"
-    assert check.load(trained / "experiment.yaml").client.num_steps == 2
+    assert load(trained / "experiment.yaml").client.num_steps == 2
 
 
 def test_generate_prints_the_answer_and_nothing_else(trained, capsys):

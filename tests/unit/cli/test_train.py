@@ -6,8 +6,8 @@ import io
 import pytest
 from omegaconf import OmegaConf
 
-from fedgen.cli import check
 from fedgen.cli.train import train
+from fedgen.config import check
 from fedgen.errors import ConfigError
 
 

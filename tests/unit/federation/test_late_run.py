@@ -22,7 +22,8 @@ from fedgen.experiment import Experiment
 from fedgen.export.merged import Merged
 from fedgen.extraction.full import Full as FullExtraction
 from fedgen.extraction.rolling import Rolling
-from fedgen.federation.local import Local, LocalTransport, finished, shards_of
+from fedgen.federation.course import finished, shards_of
+from fedgen.federation.local import Local, LocalTransport
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.gate import prepare
@@ -318,6 +319,9 @@ class Replaying:
 
     def nodes(self):
         return self.inner.nodes()
+
+    def reports(self):
+        return {}
 
     def send(self, requests):
         self.inner.send(requests)

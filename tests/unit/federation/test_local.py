@@ -20,7 +20,8 @@ from fedgen.experiment import Experiment
 from fedgen.export.adapter import Adapter
 from fedgen.export.merged import Merged
 from fedgen.extraction.full import Full as FullExtraction
-from fedgen.federation.local import Local, LocalTransport, fingerprint, finished, shards_of
+from fedgen.federation.course import fingerprint, finished, shards_of
+from fedgen.federation.local import Local, LocalTransport
 from fedgen.fleet.uniform import Uniform
 from fedgen.gate import prepare
 from fedgen.journal import read
@@ -304,6 +305,9 @@ class Hostile:
 
     def nodes(self):
         return self.inner.nodes()
+
+    def reports(self):
+        return {}
 
     def send(self, requests):
         self.inner.send(requests)

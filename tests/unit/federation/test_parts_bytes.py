@@ -18,7 +18,7 @@ from fedgen.extraction.importance import Importance
 from fedgen.extraction.ordered import Ordered
 from fedgen.extraction.rolling import Rolling
 from fedgen.extraction.static import Static
-from fedgen.federation.local import finished
+from fedgen.federation.course import finished
 from fedgen.fleet.levels import Levels
 from fedgen.journal import read
 from fedgen.model.tiny import Tiny

@@ -28,7 +28,8 @@ from fedgen.extraction.ordered import Ordered
 from fedgen.extraction.random import Random
 from fedgen.extraction.rolling import Rolling
 from fedgen.extraction.static import Static
-from fedgen.federation.local import Local, LocalTransport, finished, shards_of
+from fedgen.federation.course import finished, shards_of
+from fedgen.federation.local import Local, LocalTransport
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.gate import prepare
@@ -273,6 +274,9 @@ class Meddling:
 
     def nodes(self):
         return self.inner.nodes()
+
+    def reports(self):
+        return {}
 
     def send(self, requests):
         self.inner.send(self.before(request) for request in requests)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from fedgen.client.zeroth_order import ZerothOrder
 from fedgen.devices import Device
 from fedgen.errors import RunError
-from fedgen.federation.local import Local, planned
+from fedgen.federation.course import planned
+from fedgen.federation.local import Local
 from fedgen.journal import read
 from tests.unit.federation.test_local import QUICK, carry_out, final
 

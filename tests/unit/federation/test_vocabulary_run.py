@@ -13,7 +13,8 @@ from fedgen.extraction.importance import Importance
 from fedgen.extraction.ordered import Ordered
 from fedgen.extraction.random import Random
 from fedgen.extraction.static import Static
-from fedgen.federation.local import Local, finished
+from fedgen.federation.course import finished
+from fedgen.federation.local import Local
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from tests.unit.federation.test_parts_run import PARTS, carry_out, final, lines_of, named

@@ -21,7 +21,8 @@ from fedgen.extraction.depth import Depth
 from fedgen.extraction.full import Full as FullExtraction
 from fedgen.extraction.ordered import Ordered
 from fedgen.extraction.rolling import Rolling
-from fedgen.federation.local import Local, finished
+from fedgen.federation.course import finished
+from fedgen.federation.local import Local
 from fedgen.fleet.levels import Levels
 from fedgen.fleet.uniform import Uniform
 from fedgen.journal import read

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.generator.grammar import Grammar
 from fedgen.task import Draft
 from fedgen.task_file import read_task

@@ -9,7 +9,7 @@ from dataclasses import InitVar, dataclass, field, replace
 
 import pytest
 
-from fedgen.cli import check
+from fedgen.config import check
 from fedgen.data.jsonl import Jsonl
 from fedgen.errors import DataError
 from fedgen.generator.grammar import Grammar

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgen.cli.fit import Misfit, fit
+from fedgen.config.fit import Misfit, fit
 
 
 @pytest.mark.parametrize(

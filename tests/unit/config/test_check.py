@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from fedgen.cli import check
 from fedgen.client.first_order import FirstOrder
+from fedgen.config import check
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 
@@ -164,38 +164,3 @@ def test_a_partial_hides_no_mistyped_key():
 def test_what_is_not_partial_needs_all_of_its_arguments():
     with pytest.raises(ConfigError, match=r"client\.optimizer\.params is missing"):
         check.build_node({"_target_": "torch.optim.SGD", "lr": 0.1}, "client.optimizer")
-
-
-def test_a_file_is_loaded(config, tmp_path):
-    import yaml
-
-    config["client"]["learning_rate"] = 1e-3
-    file = tmp_path / "experiment.yaml"
-    file.write_text(yaml.safe_dump(config))
-    assert check.load(file) == check.build(config)
-    file.write_text(file.read_text().replace("0.001", "1e-3"))
-    assert check.load(file).client.learning_rate == 1e-3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a: [", "cannot read"),
-        (b"- 1", "holds no mapping"),
-        (b"", "names no class"),
-        (b"\xff\xfe\x00", "cannot read"),
-        (b"seed: ${nothing}", "cannot read"),
-        (b"x: 1", "names no class with _target_"),
-    ],
-)
-def test_a_file_that_is_no_experiment_is_named(tmp_path, content, message):
-    file = tmp_path / "experiment.yaml"
-    file.write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as caught:
-        check.load(file)
-    assert str(file) in str(caught.value)
-
-
-def test_a_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read .*gone\.yaml"):
-        check.load(tmp_path / "gone.yaml")

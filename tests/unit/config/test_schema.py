@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from fedgen.cli import catalogue
-from fedgen.cli.schema import REQUIRED, attribute_texts, read
+from fedgen.config import catalogue
+from fedgen.config.schema import REQUIRED, attribute_texts, read
 
 OPTIONS = [schema.target for stage in catalogue.defaults() for schema in catalogue.options(stage).values()]
 
@@ -38,7 +38,7 @@ def test_every_field_is_documented(target):
 
 def test_a_class_is_read_without_importing_it():
     probe = (
-        "import sys; from fedgen.cli.schema import read; read('fedgen.client.first_order.FirstOrder');"
+        "import sys; from fedgen.config.schema import read; read('fedgen.client.first_order.FirstOrder');"
         "print('torch' in sys.modules, 'fedgen.client.first_order' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout

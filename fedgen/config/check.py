@@ -13,11 +13,10 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
-from fedgen.cli.catalogue import nearest, options, stage_of
-from fedgen.cli.fit import Misfit, fit
-from fedgen.cli.schema import REQUIRED
+from fedgen.config.catalogue import nearest, options, stage_of
+from fedgen.config.fit import Misfit, fit
+from fedgen.config.schema import REQUIRED
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 
@@ -73,28 +72,6 @@ def build_node(config: object, key: str) -> object:
         number = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError("\n  ".join([f"the configuration has {number}:", *faults]))
     return built
-
-
-def load(file: Path) -> Experiment:
-    """The experiment that an experiment.yaml describes.
-
-    Raises:
-        ConfigError: the file cannot be read, is no mapping, or describes no experiment.
-    """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot read {file}: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file} holds no mapping; it should be the experiment.yaml that a run wrote")
-    try:
-        return build({str(name): value for name, value in config.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
 
 
 def _build(node: object, key: str, faults: list[str]) -> object:
