@@ -175,6 +175,9 @@ def _add_synthesize(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num", type=_positive, metavar="N", help="examples (200 for each label if not given)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="fixes every draw (default 0)")
+    parser.add_argument(
+        "--surplus", type=float, default=1.25, metavar="X", help="drafts for each example that is wanted (default 1.25)"
+    )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where examples.jsonl goes, for data=jsonl")
     parser.add_argument("--against", type=Path, metavar="PATH", help="jsonl that nothing may overlap with")
     parser.add_argument("--reference", type=Path, metavar="PATH", help="public jsonl that says what texts are usual")

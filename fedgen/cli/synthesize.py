@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedgen.cli.train import compose
 from fedgen.config import check
 from fedgen.config.catalogue import nearest, shipped
-from fedgen.cli.train import compose
 from fedgen.errors import ConfigError, RunError
 from fedgen.generating import Generator
 from fedgen.stages import Model
@@ -31,6 +31,7 @@ class Wanted:
         words: a task (a name, or a file) and overrides, in any order.
         num: examples; None for a number that goes by the labels.
         seed: of every draw.
+        surplus: drafts asked for, as a multiple of the examples.
         to: folder for the examples; None for none besides the cache.
         against: jsonl file or folder of evaluation examples that no text may overlap with.
         reference: jsonl file or folder of public examples that set what is usual.
@@ -40,6 +41,7 @@ class Wanted:
     words: Sequence[str]
     num: int | None
     seed: int
+    surplus: float
     to: Path | None
     against: Path | None
     reference: Path | None
@@ -66,9 +68,9 @@ def synthesize(wanted: Wanted) -> int:
     num = PER_LABEL * len(task.labels) if wanted.num is None else wanted.num
     evidence = _evidence(wanted, task, model if task.kind == "commands" and filters.perplexity_quantiles else None)
     try:
-        synthesis = Synthesis(task, generator, num, wanted.seed, filters=filters, evidence=evidence)
+        synthesis = Synthesis(task, generator, num, wanted.seed, wanted.surplus, filters=filters, evidence=evidence)
     except ValueError as error:
-        raise ConfigError(f"{error} (--num)") from error
+        raise ConfigError(f"{error} (--num, --surplus)") from error
     made = _carried_out(synthesis, cache_folder() / "synthetic", quiet=wanted.as_json)
     if wanted.to is not None:
         made.export(wanted.to)

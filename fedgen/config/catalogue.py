@@ -29,11 +29,12 @@ def defaults() -> dict[str, str]:
 
 
 def stage_of(key: str) -> str:
-    """The stage whose options a field of the experiment takes: that of its own name, unless the root yaml says more.
+    """The stage whose options a field takes: that of its own name, unless the root yaml says more.
 
-    >>> stage_of("client"), stage_of("light_client")
-    ('client', 'client')
+    >>> stage_of("client"), stage_of("light_client"), stage_of("generator.model")
+    ('client', 'client', 'model')
     """
+    key = key.rpartition(".")[2]
     text = (shipped("configs") / "experiment.yaml").read_text(encoding="utf-8")
     match = re.search(rf"^  - (\w+)@{re.escape(key)}: \w+$", text, re.MULTILINE)
     return match[1] if match else key

@@ -97,8 +97,8 @@ class Filters:
         max_characters: longest text.
         near_duplicate: two texts for the same answer are nearly the same from this share of common shingles on.
         perplexity_quantiles: of the log-likelihoods per token (of the reference, else of the drafts) that span the band
-            of what is usual. For windows of readings each label has its own band, of how well readings are foretold by
-            those before them.
+            of what is usual. For windows of readings each label has its own limit, of how badly readings are foretold
+            by those before them.
         perplexity_slack: the band is wider on each side by this many times the distance of the quantiles.
         consistency_margin: nats by which another label may be likelier than the draft's own, to a judge that has seen
             only the other half of the drafts.

@@ -116,7 +116,11 @@ def perplexity(drafts: Sequence[Draft], likelihood: Likelihood, reference: Seque
 
 
 def predictability(drafts: Sequence[Draft], task: Task, band: Band) -> Verdict:
-    """Windows whose readings are foretold by the ones before them about as well as in others of their label."""
+    """Windows whose readings are foretold by the ones before them no worse than in others of their label.
+
+    Those that are foretold better stay: a sensor that stands still is a fault to be learned, and where its label says
+    otherwise the other half of the drafts tells.
+    """
     values = [roughness(readings(task, draft)) for draft in drafts]
     reasons: list[str | None] = [None] * len(drafts)
     for label in sorted({draft.label for draft in drafts}):
@@ -124,7 +128,7 @@ def predictability(drafts: Sequence[Draft], task: Task, band: Band) -> Verdict:
         found = band.around([values[place] for place in places])
         for place in places if found else ():
             assert found is not None
-            reasons[place] = _outside(values[place], found, "the curve is too smooth", "the curve is too rough")
+            reasons[place] = _outside(values[place], (-math.inf, found[1]), "", "the curve is too rough")
     return Verdict(drafts, reasons)
 
 

@@ -37,6 +37,8 @@ def test_a_set_is_made_shown_and_exported(cache, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["synthesize", "smart_home", *QUICK, "--num", "80", "--seed", "2", "--to", str(out)]) == 0
     shown = capsys.readouterr().out
+    assert main(["synthesize", *QUICK, "--num", "80", "--surplus", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["drafts"] == 160
     for text in (
         "duplicates",
         "HassVacuumStart",
@@ -45,7 +47,7 @@ def test_a_set_is_made_shown_and_exported(cache, tmp_path, capsys):
         f"fedgen train data=jsonl data.path={out}",
     ):
         assert text in shown
-    (folder,) = (cache / "synthetic").iterdir()
+    folder = next(path for path in (cache / "synthetic").iterdir() if str(path) in "".join(shown.split()))
     assert sorted(path.name for path in out.iterdir()) == ["examples.jsonl", "manifest.json"]
     assert (out / "examples.jsonl").read_bytes() == (folder / "examples.jsonl").read_bytes()
     assert json.loads((out / "manifest.json").read_text())["inputs"]["seed"] == 2
@@ -93,6 +95,7 @@ def test_a_task_of_ones_own_is_a_file(tmp_path, capsys):
         (["filters.near_duplicate=x", "filters.overlap_n=1.5"], "2 faults"),
         (["generator.per_orde=3"], "generator.per_orde"),
         ([*QUICK, "--num", "3"], "the task has 8 labels"),
+        ([*QUICK, "--surplus", "0.9"], "surplus is 0.9"),
         ([*QUICK, "--against", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
