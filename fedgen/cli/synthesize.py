@@ -8,7 +8,7 @@ from typing import Any
 
 from fedgen.cli.train import compose
 from fedgen.config import check
-from fedgen.config.catalogue import nearest, shipped
+from fedgen.config.catalogue import task_file
 from fedgen.errors import ConfigError, RunError
 from fedgen.generating import Generator
 from fedgen.stages import Model
@@ -79,24 +79,6 @@ def synthesize(wanted: Wanted) -> int:
     else:
         _show(made, wanted.to)
     return 0
-
-
-def task_file(name: str) -> Path:
-    """The file of a task: one that comes with fedgen, by its name, or a path.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    known = {file.stem: file for file in sorted((shipped("configs") / "task").glob("*.yaml"))}
-    if name in known:
-        return known[name]
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no task {name!r}{nearest(name, known)}; give one of {', '.join(known)}, or the path of a yaml "
-            "file that describes your own"
-        )
-    return path
 
 
 def _built(overrides: Sequence[str], task: Task) -> tuple[Generator, Model, Filters]:

@@ -22,7 +22,8 @@ from fedgen.experiment import Experiment
 
 ROOT = "fedgen.experiment.Experiment"
 FILTERS = "fedgen.synthesis.filters.Filters"
-"""What stands at the key `filters`; there is one kind of it."""
+SINGLE = {"": ROOT, "filters": FILTERS, "seeding": "fedgen.seeding.Seeding"}
+"""What stands at a key of which there is one kind."""
 DIRECTIVES = frozenset({"_target_", "_partial_"})
 """Keys that speak to this module and not to the class."""
 
@@ -149,10 +150,8 @@ def _allowed(path: str, key: str) -> bool:
 
     An option of one stage may hold one of another, in a field of that stage's name (`generator.model`).
     """
-    if not key:
-        return path == ROOT
-    if key == "filters":
-        return path == FILTERS
+    if key in SINGLE:
+        return path == SINGLE[key]
     if "." in key and path in THIRD_PARTY:
         return True
     match = re.fullmatch(rf"fedgen\.{re.escape(stage_of(key))}\.([a-z][a-z0-9_]*)\.([A-Z][A-Za-z0-9]*)", path)
