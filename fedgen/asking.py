@@ -27,6 +27,7 @@ class Asking:
         plans: client → how it works, of those for which the planner decides.
         coverage: knows what each client held last.
         sent: is filled as requests go out.
+        num_measured: the clients are to measure what they get on so many of their examples; 0: to train it.
     """
 
     parts: Mapping[str, Part]
@@ -34,6 +35,7 @@ class Asking:
     plans: Mapping[str, Forecast]
     coverage: Coverage
     sent: dict[str, Sent]
+    num_measured: int = 0
 
     def requests(self, ground: Ground, state: State, round: int) -> Iterator[Request]:
         """Requests, made when a device is free; notes when each was sent, its bytes and the seconds of packing it."""
@@ -54,7 +56,8 @@ class Asking:
             told, rung = self._how(client)
             num_bytes = payload.num_bytes + base_bytes
             self.sent[client] = Sent(now, num_bytes, base_bytes, now - began, device.delay, told)
-            yield Request(round, client, progress, part, payload, ground.base.fingerprint, rung)
+            base = ground.base.fingerprint
+            yield Request(round, client, progress, part, payload, base, rung, self.num_measured)
 
     def _how(self, client: str) -> tuple[Record, Rung]:
         """What the journal is told of how a client works, and that itself."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from fedgen import records, seeds
 from fedgen.devices import Rung
 from fedgen.errors import ClientError
@@ -87,6 +89,8 @@ def answer(ground: Ground, request: Request, learner: Learner, holding: Holding)
         learner.load(part)
         del part
         decoded = time.perf_counter()
+        if request.num_measured:
+            return measure(own, request, learner, holding)
         examples, num_unscored = select(own, holding, request.rung)
         examples, num_too_long = shortened(examples, request.rung.max_length)
         selected = time.perf_counter()
@@ -116,6 +120,38 @@ def answer(ground: Ground, request: Request, learner: Learner, holding: Holding)
         # Whatever happens on a device stays there but for one word; the run goes on without this client.
         _log.exception("client %s failed in round %d", request.client, request.round)
         return Reply(request.round, request.client, error="failed")
+
+
+def measure(ground: Ground, request: Request, learner: Learner, holding: Holding) -> Reply:
+    """The loss, on some of a client's examples, of what it was sent; nothing is trained.
+
+    Args:
+        ground: what is known before the first round, as the client works.
+        request: says on how many examples.
+        learner: holds what was sent.
+        holding: the client's.
+
+    Raises:
+        ClientError: it has no example that the part can say.
+    """
+    began = time.perf_counter()
+    generator = seeds.derive(ground.experiment.seed, "measure", request.round, request.client)
+    order = torch.randperm(len(holding.examples), generator=generator).tolist()
+    examples, _ = shortened([holding.examples[position] for position in order], request.rung.max_length)
+    held = [encoded for encoded in examples if learner.holds(encoded)][: request.num_measured]
+    if not held:
+        raise ClientError("no_examples")
+    # As many at once as a step takes: it is known that they fit.
+    size = ground.experiment.client.num_at_once
+    batches = [held[start : start + size] for start in range(0, len(held), size)]
+    scores = [score for batch in batches for score in learner.score(batch)]
+    metrics = {
+        "loss": sum(score.nll for score in scores) / sum(score.num_tokens for score in scores),
+        "num_tokens": float(sum(score.num_tokens for score in scores)),
+        "seconds_compute": time.perf_counter() - began,
+        "peak_memory_bytes": float(records.peak_memory_bytes()),
+    }
+    return Reply(request.round, request.client, None, len(held), metrics)
 
 
 def shortened(examples: Sequence[Encoded], max_length: int | None) -> tuple[list[Encoded], int]:

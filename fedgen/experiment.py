@@ -11,6 +11,7 @@ from typing import Literal
 
 from fedgen import seeds
 from fedgen.learner import Base, Learner
+from fedgen.seeding import Seeding
 from fedgen.stages import (
     Adapter,
     Aggregation,
@@ -21,6 +22,7 @@ from fedgen.stages import (
     Extraction,
     Federation,
     Fleet,
+    Generator,
     Model,
     Partition,
     Selection,
@@ -66,6 +68,8 @@ class Experiment:
         selection: which of its examples a client trains on.
         wire: state ↔ bytes.
         aggregation: many updates → next state.
+        generator: writes synthetic examples with which the federation is seeded; null for a federation without a seed.
+        seeding: how that is done; matters only with a generator.
         evaluation: numbers about a model.
         export: gives the model away.
         federation: the driver.
@@ -96,6 +100,8 @@ class Experiment:
     selection: Selection
     wire: Wire
     aggregation: Aggregation
+    generator: Generator | None = None
+    seeding: Seeding | None = None
     evaluation: Evaluation
     export: Export
     federation: Federation
@@ -124,6 +130,10 @@ class Experiment:
         if self.staleness_power < 0:
             raise ValueError(
                 f"staleness_power is {self.staleness_power}; it must be at least 0 (late updates count in full)"
+            )
+        if self.generator is not None and self.seeding is None:
+            raise ValueError(
+                "seeding is null, and there is a generator; say how it is used, or leave the generator out"
             )
         if self.extraction_mode == "window" and self.adapter.trains_base and "residual" in self.extraction.axes:
             raise ValueError(

@@ -39,6 +39,8 @@ class Request:
         payload: what it needs of the state.
         base: SHA-256 of the model that the part is of; a device with another one refuses.
         rung: how the client works so that it fits.
+        num_measured: on so many of its examples, at most, the client measures what it was sent, and trains on none; its
+            reply has numbers and no payload. 0: it trains.
     """
 
     round: int
@@ -48,6 +50,7 @@ class Request:
     payload: Payload
     base: str = ""
     rung: Rung = field(default_factory=Rung)
+    num_measured: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedgen import records, tree
 from fedgen.coverage import Coverage
+from fedgen.diversity import Diversity
 from fedgen.errors import ClientError
 from fedgen.late import Late
 from fedgen.messages import Payload, Reply
@@ -56,6 +57,7 @@ class Replies:
         lines: one for every reply that has come in and was waited for.
         warnings: what else there is to tell.
         total: of the aggregation; complete after `close`.
+        diversity: of the changes; None where all weights are trained, for it holds as many again.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Replies:
         self.lines: list[Record] = []
         self.warnings: list[Record] = []
         self.total: Any = ground.experiment.aggregation.zero(state)
+        self.diversity = None if ground.experiment.adapter.trains_base else Diversity(state)
         self._ground, self._state, self._round, self._parts = ground, state, round, dict(parts)
         self._coverage, self._late = coverage, late
         self._turns = Turns(sorted({*parts, *(line["client"] for line, _ in late.due)}), folder)
@@ -144,6 +147,8 @@ class Replies:
             self.warnings.append(records.warning(self._round, f"the update of {client} was refused: {error.reason}"))
             return
         self._coverage.add(part, line["num_examples"])
+        if self.diversity is not None:
+            self.diversity.add(update)
 
     def _check(self, reply: Reply) -> float:
         """Seconds of unpacking a reply.

@@ -25,6 +25,8 @@ from fedgen.parts import Ground
 from fedgen.planner import Planner
 from fedgen.replies import Replies
 from fedgen.run import Run
+from fedgen.sowing import FACT as SEEDED
+from fedgen.sowing import Sowing
 from fedgen.transport import Transport
 from fedgen.types import Card, Example, Observer, Record, State
 from fedgen.workers import Workers
@@ -46,6 +48,7 @@ class Server:
         facts: base, data and card text; a checkpoint of other facts is not continued.
         observe: is told of each thing as it happens.
         planner: decides how devices work that tell their memory; None if none does.
+        public: examples that anybody may see; a seed is judged by them.
     """
 
     gate: Gate
@@ -56,6 +59,7 @@ class Server:
     facts: Mapping[str, str]
     observe: Observer
     planner: Planner | None = None
+    public: Sequence[Example] = ()
 
     @property
     def ground(self) -> Ground:
@@ -66,6 +70,11 @@ class Server:
     def experiment(self) -> Experiment:
         """What to do."""
         return self.gate.ground.experiment
+
+    @property
+    def sowing(self) -> Sowing:
+        """Seeds the federation."""
+        return Sowing(self.gate, self.transport, self.planner, self.public, self.splits, self.observe)
 
 
 def serve(server: Server) -> None:
@@ -87,8 +96,10 @@ def serve(server: Server) -> None:
         if found is None:
             warnings = [*warn_of_gaps(server.ground), *server.gate.warn_of_residual(initial)]
             _tell(server, journal, [records.warning(0, text) for text in warnings])
-            found = Checkpoint(0, initial, experiment.aggregation.init(initial), {"idle_rounds": 0, **server.facts})
-            journal.write([_round_zero(server, initial)])
+            state, told = server.sowing.sow(initial)
+            facts = {"idle_rounds": 0, SEEDED: state is not initial, **server.facts}
+            found = Checkpoint(0, state, experiment.aggregation.init(state), facts)
+            journal.write([*told, _round_zero(server, state)])
             checkpoint.save(folder, found, identity=identity)
         else:
             coverage.replay(read(server.run.metrics_file), lines_of(found))
@@ -123,6 +134,8 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     replies.close()
     applied = time.perf_counter()
     state, central = experiment.aggregation.apply(state, before.server, replies.total)
+    if before.facts.get(SEEDED) and experiment.seeding is not None and experiment.seeding.healing_share:
+        state = server.sowing.heal(state, round)
     on_their_way, attached = late.close()
     last = round == experiment.num_rounds
     warnings = [*replies.warnings, *_left_out(round, replies.lines)]
@@ -132,6 +145,7 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     summary = records.round(experiment, round, replies.lines) | {"num_pending": len(late.lines)}
     summary |= {"coverage": coverage.end_round()} | ({"gate": verdict} if verdict else {})
     summary |= {"declined": declined} if declined else {}
+    summary |= {} if replies.diversity is None else {"gradient_diversity": replies.diversity.value()}
     summary["seconds"]["aggregate"] = time.perf_counter() - applied
     if last or round % experiment.evaluate_every == 0:
         _measure(server, state, summary, whole=last)

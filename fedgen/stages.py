@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedgen.devices import Device, Rung
+from fedgen.generating import Generator as Generator
 from fedgen.learner import Base, Learner
 from fedgen.messages import Payload
 from fedgen.types import (

@@ -19,11 +19,15 @@ from fedgen.cli.train import compose
 from fedgen.config import check
 from fedgen.config.catalogue import defaults, shipped
 from fedgen.config.fit import fit
+from fedgen.task_file import read_task
 
 CONFIGS = shipped("configs")
 STAGE_NAMES = list(defaults())
-OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name != "recipe")
+OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name not in ("recipe", "task"))
 RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
+TASK_FILES = sorted((CONFIGS / "task").glob("*.yaml"))
+STAGE_FILES = [file for file in OPTION_FILES if file.parent.name in STAGE_NAMES]
+"""Options of stages that an experiment has; a generator works before there is one."""
 REQUIRED_VALUES = {
     "jsonl": ["data.path=examples.jsonl"],
     "superlink": ["federation.home=server"],
@@ -43,7 +47,13 @@ def class_of(file):
 
 def test_nothing_lies_in_configs_that_no_test_here_touches():
     found = {file for file in CONFIGS.rglob("*") if file.is_file()}
-    assert found == {CONFIGS / "experiment.yaml", *OPTION_FILES, *RECIPE_FILES}
+    assert found == {
+        CONFIGS / "experiment.yaml",
+        CONFIGS / "synthesize.yaml",
+        *OPTION_FILES,
+        *RECIPE_FILES,
+        *TASK_FILES,
+    }
 
 
 @pytest.mark.parametrize("stage", [*STAGE_NAMES, "recipe"])
@@ -106,7 +116,13 @@ def test_the_defaults_of_a_class_fit_its_own_annotations(file):
             assert fit(field.default, hints[field.name]) == field.default
 
 
-@pytest.mark.parametrize("file", [*OPTION_FILES, *RECIPE_FILES], ids=name_of)
+@pytest.mark.parametrize("file", TASK_FILES, ids=name_of)
+def test_a_task_is_read_and_is_called_like_its_file(file):
+    assert file.read_text().startswith("# ")
+    assert read_task(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", [*STAGE_FILES, *RECIPE_FILES], ids=name_of)
 def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file, tmp_path):
     overrides = [name_of(file), *REQUIRED_VALUES.get(file.stem, [])]
     if name_of(file) == "adapter=full":
@@ -122,7 +138,7 @@ def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file,
     assert load(tmp_path / "experiment.yaml") == experiment
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", [*STAGE_NAMES, "generator"])
 def test_every_class_that_could_be_an_option_has_its_yaml(stage):
     """A class that is named like its module and has what the stage's Protocol asks for is an option."""
     protocol = getattr(stages, stage.capitalize())

@@ -118,7 +118,7 @@ def test_options_are_frozen_and_inherit_from_nothing():
     wrong = []
     for config in sorted((ROOT / "configs").glob("*/*.yaml")):
         module = ROOT / "fedgen" / config.parent.name / f"{config.stem}.py"
-        if config.parent.name == "recipe":
+        if config.parent.name in ("recipe", "task"):
             continue
         wanted = config.stem.replace("_", "").lower()
         option = next(

@@ -109,6 +109,11 @@ def _dispatch(given: argparse.Namespace) -> int:
         from fedgen.cli.plan import plan
 
         return plan(given.overrides, given.memory, measure=given.measure, as_json=given.json)
+    if given.verb == "synthesize":
+        from fedgen.cli.synthesize import Wanted, synthesize
+
+        typed = {name: value for name, value in vars(given).items() if name != "verb"}
+        return synthesize(Wanted(**typed))
     if given.verb == "benchmark":
         from fedgen.cli.benchmark import benchmark
 
@@ -152,11 +157,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--measure", action="store_true", help="time the reference step on this machine besides")
     plan.add_argument("--json", action="store_true", help="print one object")
+    _add_synthesize(verbs.add_parser("synthesize", help="write training data from a task's public description"))
     benchmark = verbs.add_parser("benchmark", help="measure a claim about speed or memory on this machine")
     benchmark.add_argument("name", metavar="NAME", help="an unknown name lists the known")
     benchmark.add_argument("--json", action="store_true", help="print one object {figure: {value, bound, holds}}")
     _add_deployment(verbs)
     return parser
+
+
+def _add_synthesize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="TASK KEY=VALUE",
+        help="a task that comes with fedgen (smart_home if none is given) or a yaml file of your own; then settings: "
+        "generator=language, generator.KEY=VALUE, filters.KEY=VALUE, model.KEY=VALUE",
+    )
+    parser.add_argument("--num", type=_positive, metavar="N", help="examples (200 for each label if not given)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="fixes every draw (default 0)")
+    parser.add_argument(
+        "--surplus", type=float, default=1.25, metavar="X", help="drafts for each example that is wanted (default 1.25)"
+    )
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where examples.jsonl goes, for data=jsonl")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="jsonl that nothing may overlap with")
+    parser.add_argument("--reference", type=Path, metavar="PATH", help="public jsonl that says what texts are usual")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one object")
 
 
 def _add_deployment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from fedgen.report import series, text
+from fedgen.report import seeding, series, text
 from fedgen.report.records import Number, finite
 
 _NUM_ROUNDS_SHOWN = 8
@@ -109,6 +109,12 @@ class Seen:
                 return f"{self._where(record)}: evaluating"
             case "round":
                 return self._round(record)
+            case "drafting" | "sifting" | "found" | "tuning" | "asking":
+                self._doing = seeding.step(record)
+                return f"seed: {self._doing}"
+            case "seed":
+                self._doing = "measuring"
+                return f"seed: {seeding.outcome(record)}"
             case "warning":
                 self.warnings.append(text.clean(str(record.get("text", ""))))
                 return f"warning: {self.warnings[-1]}"

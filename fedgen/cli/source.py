@@ -86,4 +86,8 @@ def completed(config: Container) -> Container:
     if not target.startswith("fedgen."):
         return config
     fields = {field.name: field.default for field in read(target).fields}
-    return OmegaConf.create({"_target_": target} | fields | dict(config.items_ex(resolve=False)))
+    given = {
+        key: completed(value) if isinstance(value, DictConfig) else value
+        for key, value in config.items_ex(resolve=False)
+    }
+    return OmegaConf.create({"_target_": target} | fields | given)

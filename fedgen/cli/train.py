@@ -57,8 +57,12 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def compose(overrides: Sequence[str]) -> dict[str, object]:
+def compose(overrides: Sequence[str], root: str = "experiment") -> dict[str, object]:
     """The resolved config that overrides make of the defaults, as plain values; `check.build` takes it.
+
+    Args:
+        overrides: as they are typed.
+        root: file of `configs/` that holds the defaults.
 
     Raises:
         ConfigError: an override cannot be read, or names what does not exist.
@@ -66,7 +70,7 @@ def compose(overrides: Sequence[str]) -> dict[str, object]:
     source.register()
     try:
         with hydra.initialize(config_path=None, version_base="1.3"):
-            return _plain(hydra.compose("experiment", list(overrides)))
+            return _plain(hydra.compose(root, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
 

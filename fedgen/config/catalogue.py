@@ -13,6 +13,9 @@ import fedgen
 from fedgen.config.schema import Schema, read
 from fedgen.errors import ConfigError
 
+RECIPE = "recipe"
+"""The group of whole configurations, which is no stage."""
+
 
 def shipped(name: str) -> Path:
     """A folder that comes with fedgen: inside the package in a wheel, beside it in a checkout."""
@@ -22,18 +25,19 @@ def shipped(name: str) -> Path:
 
 
 def defaults() -> dict[str, str]:
-    """Stage → its default option, in the order in which data flows."""
+    """Stage → its default option, in the order in which data flows; `null` for one that may be left out."""
     text = (shipped("configs") / "experiment.yaml").read_text(encoding="utf-8")
     entries = re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE)
-    return {stage: option for stage, option in entries if option != "null"}
+    return {stage: option for stage, option in entries if stage != RECIPE}
 
 
 def stage_of(key: str) -> str:
-    """The stage whose options a field of the experiment takes: that of its own name, unless the root yaml says more.
+    """The stage whose options a field takes: that of its own name, unless the root yaml says more.
 
-    >>> stage_of("client"), stage_of("light_client")
-    ('client', 'client')
+    >>> stage_of("client"), stage_of("light_client"), stage_of("generator.model")
+    ('client', 'client', 'model')
     """
+    key = key.rpartition(".")[2]
     text = (shipped("configs") / "experiment.yaml").read_text(encoding="utf-8")
     match = re.search(rf"^  - (\w+)@{re.escape(key)}: \w+$", text, re.MULTILINE)
     return match[1] if match else key
@@ -54,6 +58,24 @@ def recipes() -> dict[str, str]:
     """Recipe → the comment with which its file begins."""
     files = sorted((shipped("configs") / "recipe").glob("*.yaml"))
     return {file.stem: _comment(file.read_text(encoding="utf-8")) for file in files}
+
+
+def task_file(name: str) -> Path:
+    """The file of a task: one that comes with fedgen, by its name, or a path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = {file.stem: file for file in sorted((shipped("configs") / "task").glob("*.yaml"))}
+    if name in known:
+        return known[name]
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no task {name!r}{nearest(name, known)}; give one of {', '.join(known)}, or the path of a yaml "
+            "file that describes your own"
+        )
+    return path
 
 
 def target_of(file: Path) -> str:

@@ -14,13 +14,16 @@ import re
 import typing
 from collections.abc import Mapping
 
-from fedgen.config.catalogue import nearest, options, stage_of
+from fedgen.config.catalogue import defaults, nearest, options, stage_of
 from fedgen.config.fit import Misfit, fit
 from fedgen.config.schema import REQUIRED
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 
 ROOT = "fedgen.experiment.Experiment"
+FILTERS = "fedgen.synthesis.filters.Filters"
+SINGLE = {"": ROOT, "filters": FILTERS, "seeding": "fedgen.seeding.Seeding"}
+"""What stands at a key of which there is one kind."""
 DIRECTIVES = frozenset({"_target_", "_partial_"})
 """Keys that speak to this module and not to the class."""
 
@@ -119,7 +122,9 @@ def _resolve(path: str, key: str, faults: list[str]) -> type:
     place = _join(key, "_target_")
     if not _allowed(path, key):
         wanted = (
-            f"fedgen.{stage_of(key)}.<option>.<Class>" if "." not in key else f"one of {', '.join(sorted(THIRD_PARTY))}"
+            f"fedgen.{stage_of(key)}.<option>.<Class>"
+            if "." not in key or stage_of(key) in defaults()
+            else f"one of {', '.join(sorted(THIRD_PARTY))}"
         )
         faults.append(f"{place}: {path!r} may not be named here; expected {ROOT if not key else wanted}")
         raise _Refused
@@ -141,11 +146,14 @@ def _resolve(path: str, key: str, faults: list[str]) -> type:
 
 
 def _allowed(path: str, key: str) -> bool:
-    """Whether a target may stand at a place: the root, an option of the stage, or a named class below an option."""
-    if not key:
-        return path == ROOT
-    if "." in key:
-        return path in THIRD_PARTY
+    """Whether a target may stand at a place: the root, an option of a stage, or a named class below an option.
+
+    An option of one stage may hold one of another, in a field of that stage's name (`generator.model`).
+    """
+    if key in SINGLE:
+        return path == SINGLE[key]
+    if "." in key and path in THIRD_PARTY:
+        return True
     match = re.fullmatch(rf"fedgen\.{re.escape(stage_of(key))}\.([a-z][a-z0-9_]*)\.([A-Z][A-Za-z0-9]*)", path)
     return match is not None and match[1].replace("_", "") == match[2].lower()
 

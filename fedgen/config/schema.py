@@ -75,6 +75,8 @@ def read(target: str) -> Schema:
     module_name, _, class_name = target.rpartition(".")
     module = _module(module_name)
     node = next((n for n in module.tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None and class_name in module.imports:
+        return read(".".join(module.imports[class_name]))
     if node is None:
         raise LookupError(f"{module_name} has no class {class_name}")
     docstring = ast.get_docstring(node) or ""

@@ -60,7 +60,7 @@ def carry_through(
             gate = prepare(experiment, base, workers, dataset, names)
             planner = workers.borrow(lambda learner: planner_of(gate.ground, learner, dataset.public))
             transport = reach(gate.ground, workers, dataset)
-            serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe, planner))
+            serve(Server(gate, run, transport, workers, dataset.evaluation, facts, observe, planner, dataset.public))
         finally:
             workers.close()
 

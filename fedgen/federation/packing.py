@@ -75,6 +75,7 @@ def pack_request(request: Request, clients: Sequence[str]) -> Letter:
         },
         "rung": dataclasses.asdict(request.rung),
         "base": request.base,
+        "num_measured": request.num_measured,
         "payload": described,
     }
     return Letter(_dump(header), body)
@@ -106,6 +107,7 @@ def open_request(letter: Letter) -> tuple[Request, tuple[str, ...]]:
             _payload(reading.typed(header, "payload", dict), letter.body),
             reading.text(header, "base"),
             _rung(reading.typed(header, "rung", dict)),
+            reading.whole(header, "num_measured", 0, 2**31),
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ClientError("malformed", f"a request cannot be read: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgen import disk
-from fedgen.report import coverage, gate, series, text
+from fedgen.report import coverage, gate, seeding, series, text
 from fedgen.report.charts import Chart, Curve, Plot, curves, is_share, spread, stack
 from fedgen.report.devices import has_late, has_parts
 from fedgen.report.records import Number, Record, Records, finite, read
@@ -69,6 +69,7 @@ def _page(records: Records, summary: Record) -> bytes:
         owners=owners,
         has_parts=has_parts(summary["device_classes"]),
         has_late=has_late(summary["device_classes"]),
+        seeding_sentence=seeding.sentence(summary["seeding"]),
         gate_sentence=gate.sentence(summary["gate"]),
         coverage_sentence=coverage.sentence(summary["coverage"]),
         uncovered=coverage.uncovered(summary["coverage"]),
@@ -132,6 +133,10 @@ def _learning(records: Records) -> list[Plot]:
         measured = series.quality(records, follow.split, "loss")
         drawn += [Curve(text.words(follow.split), measured)] if measured else []
     plots.append(_plot("loss", curves(drawn), "nats per token"))
+    diversity = series.of_rounds(records, "gradient_diversity")
+    if diversity:
+        note = "sum of squared norms of the changes over the squared norm of their sum; lower: they agree more"
+        plots.append(_plot("gradient diversity", curves([Curve("of the clients' changes", diversity)]), note))
     return [plot for plot in plots if plot is not None]
 
 

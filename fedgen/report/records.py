@@ -40,6 +40,7 @@ class Records:
         warnings: in the order in which they came.
         conversations: what the model answered before and after.
         finished: the run went to its end.
+        seed: with what the federation began; None if it was to have no seed.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Records:
     warnings: tuple[Record, ...] = ()
     conversations: tuple[Record, ...] = ()
     finished: bool = False
+    seed: Record | None = None
 
 
 def read(folder: Path) -> Records:
@@ -77,6 +79,7 @@ def read(folder: Path) -> Records:
         clients=tuple(clients[key] for key in sorted(clients, key=lambda key: (key[0], natural(key[1])))),
         warnings=tuple(line for line in lines if line["kind"] == "warning"),
         conversations=tuple(line for line in lines if line["kind"] == "conversation"),
+        seed=next((line for line in lines if line["kind"] == "seed"), None),
         finished=any(line["kind"] == "end" and line["round"] >= last for line in lines),
     )
 

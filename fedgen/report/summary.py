@@ -10,6 +10,7 @@ from fedgen.report.coverage import summary_of_coverage
 from fedgen.report.devices import device_classes
 from fedgen.report.gate import summary_of_gate
 from fedgen.report.records import Number, Record, Records, finite, plain, read
+from fedgen.report.seeding import summary_of_seeding
 from fedgen.report.series import SECONDS, Followed, Points
 from fedgen.report.text import natural
 
@@ -42,6 +43,9 @@ def summarise(folder: Path) -> dict[str, Any]:
         entry in that round and `never` the share of entries that nobody has held so far, both means over tensors;
         `gate`: None without a transfer gate, else {round, limit, base_loss, plans: those of its last round, totals:
         {decision: {num_plans, num_clients}} over the run, refusals};
+        `seeding`: None if the run was to have none, else {accepted, reasons, num_examples, seconds, generator, licence,
+        digest, num_drafts, num_kept, filters, labels, kept_examples, rejected_examples, num_tokens, turn, losses,
+        public, clients, quality: {split, metric, before, after} of the tuning alone};
         `refusals`, `warnings`, `conversations`: as they were recorded; `history`: one entry per round;
         `config`, `environment`. Numbers that are unknown or not finite are None.
 
@@ -85,6 +89,7 @@ def summary_of(records: Records) -> dict[str, Any]:
         "device_classes": device_classes(records.clients),
         "coverage": summary_of_coverage(records),
         "gate": summary_of_gate(records),
+        "seeding": summary_of_seeding(records),
         "refusals": [
             {"round": record["round"], "client": record["client"], "reason": str(record["refused"])}
             for record in records.clients

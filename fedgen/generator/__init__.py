@@ -1,0 +1,1 @@
+"""Synthetic examples, written on the server before there is a federation. Each module is one option."""
