@@ -73,6 +73,9 @@ class Model(Protocol):
             dtype: type in which frozen weights are held; None for the option's own.
         """
 
+    def outline(self, seed: int, dtype: str | None = None) -> Base:
+        """What `load` gives, without the weights where they are in a file: names, dimensions and tokens."""
+
 
 @runtime_checkable
 class Adapter(Protocol):

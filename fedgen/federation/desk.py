@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from fedgen import seeds
+from fedgen.bases import holds_all, opened
 from fedgen.device import Holding, answer, hold
 from fedgen.devices import Rung
 from fedgen.errors import ClientError, ConfigError, DataError, ModelError
@@ -35,7 +36,7 @@ class Desk:
 
     def __init__(self, experiment: Experiment, client: str = "", num_threads: int = 1) -> None:
         self._experiment, self._client, self._num_threads = experiment, client, num_threads
-        self._loaded: tuple[str | None, Base, Learner] | None = None
+        self._loaded: tuple[tuple[str | None, bool], Base, Learner] | None = None
         self._grounds: dict[bool, Ground] = {}
         self._shards: Mapping[str, Sequence[Example]] | None = None
         self._holdings: dict[str, Holding] = {}
@@ -56,7 +57,8 @@ class Desk:
                 raise DataError(f"there are {len(names)} clients; a node is to be number {partition}")
             client = names[partition]
         if self._loaded is None:
-            self._load(Rung())
+            # Who has not been asked yet holds nothing of the model in memory.
+            self._load(Rung(), whole=False)
         return self.report(client)
 
     def report(self, client: str) -> Report:
@@ -78,7 +80,7 @@ class Desk:
         if self._client and request.client != self._client:
             raise ClientError("other_client", "the request is for another client than the one that works here")
         forget_peak()
-        base, learner = self._load(request.rung)
+        base, learner = self._load(request.rung, whole=holds_all(self._experiment, request.part))
         holding = self._holding(request.client, learner)
         if (plans := self._plans(request, clients)) not in self._grounds:
             dtype = request.rung.dtype
@@ -95,19 +97,18 @@ class Desk:
         devices = self._experiment.fleet.devices(clients, request.round, self._experiment.seed)
         return any(device.memory_bytes is not None for device in devices.values())
 
-    def _load(self, rung: Rung) -> tuple[Base, Learner]:
+    def _load(self, rung: Rung, *, whole: bool) -> tuple[Base, Learner]:
         """The model in the type that a rung wants. There is never room for two: the one before goes first."""
         import torch
 
         torch.set_num_threads(self._num_threads)
         free_early(tight=rung.tight)
-        if self._loaded is None or self._loaded[0] != rung.dtype:
+        if self._loaded is None or self._loaded[0] != (rung.dtype, whole):
             self._loaded = None
             self._grounds.clear()
-            base = self._experiment.model.load(self._experiment.seed, dtype=rung.dtype)
-            [learner] = self._experiment.learners(base, 1)
+            base, learner = opened(self._experiment, rung.dtype, whole=whole)
             give_back()
-            self._loaded = (rung.dtype, base, learner)
+            self._loaded = ((rung.dtype, whole), base, learner)
         return self._loaded[1:]
 
     def _holding(self, client: str, learner: Learner) -> Holding:

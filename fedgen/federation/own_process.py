@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 from dataclasses import dataclass
 
+from fedgen.bases import holds_all, opened
 from fedgen.device import Holding, answer
 from fedgen.experiment import Experiment
 from fedgen.lean import free_early, give_back, slim_down
@@ -69,8 +70,7 @@ def _work(connection: multiprocessing.connection.Connection) -> None:
     turn: Turn = connection.recv()
     experiment, dtype = turn.experiment, turn.request.rung.dtype
     free_early(tight=turn.request.rung.tight)
-    base = experiment.model.load(experiment.seed, dtype=dtype)
-    [learner] = experiment.learners(base, 1)
+    base, learner = opened(experiment, dtype, whole=holds_all(experiment, turn.request.part))
     give_back()
     ground = ground_of(experiment, base, learner, turn.clients, turn.scores, plans=turn.plans, dtype=dtype)
     connection.send(answer(ground, turn.request, learner, turn.holding))

@@ -1,5 +1,6 @@
 """Any decoder-only language model of transformers, from a hub, a folder or a file inside a package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,11 +11,11 @@ from fedgen.model import selfcheck, source
 from fedgen.model.axes import axes_of
 from fedgen.model.gguf_rows import read_gguf
 from fedgen.model.int8 import read_int8
-from fedgen.model.mapped import load_as, map_weights
+from fedgen.model.mapped import each_weight, load_as
 from fedgen.model.part import shrink, skeleton
 from fedgen.model.shared import TextBase, check_family
 from fedgen.model.text import quiet_libraries
-from fedgen.types import Kept, Plan, State
+from fedgen.types import Index, Kept, Plan, State
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,32 @@ class CausalLM:
         """
         if dtype is not None:
             return replace(self, dtype=dtype).load(seed, kept)  # type: ignore[arg-type]  # checked as the field is
+
+        def read(folder: Path, found: Path) -> "nn.Module":
+            if kept or self.dtype in ("int8", "gguf"):
+                return self._assembled(folder, found, kept or {})
+            return self._whole(folder)
+
+        base = self._base(read, (kept or {}).get("vocab"))
+        check_family(base.learner(base.module, {}))
+        return base
+
+    def outline(self, seed: int, dtype: str | None = None) -> TextBase:
+        """A model on the meta device: no weight is read.
+
+        Raises:
+            ModelError: the model cannot be found or read.
+        """
+        if dtype is not None:
+            return replace(self, dtype=dtype).outline(seed)  # type: ignore[arg-type]  # checked as the field is
+        return self._base(lambda folder, _: self._sketch(folder).requires_grad_(False), None)
+
+    def _base(self, read: Callable[[Path, Path], "nn.Module"], tokens: Index | None) -> TextBase:
+        """The model that is made of a folder, and of the file that was found if its weights stay there.
+
+        Raises:
+            ModelError: the model cannot be found or read.
+        """
         quiet_libraries()
         from transformers import AutoTokenizer
 
@@ -87,18 +114,22 @@ class CausalLM:
             folder = (source.description_of if self.dtype == "gguf" else source.converted)(found, fingerprint)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            if kept or self.dtype in ("int8", "gguf"):
-                module = self._assembled(folder, found, kept or {})
-            else:
-                module = self._whole(folder)
+            module = read(folder, found)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot load a causal language model from {folder}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; answers could never end")
-        ways = (self.max_length, self.checkpointing, self.chunk_tokens, (kept or {}).get("vocab"))
-        base = TextBase(module, tokenizer, fingerprint, *ways)
-        check_family(base.learner(module, {}))
-        return base
+        ways = (self.max_length, self.checkpointing, self.chunk_tokens, tokens)
+        return TextBase(module, tokenizer, fingerprint, *ways)
+
+    def _sketch(self, folder: Path) -> "nn.Module":
+        """The whole, on the meta device."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        dtype, attention = getattr(torch, self.resolved_dtype()), self.resolved_attention()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention))
 
     def _whole(self, folder: Path) -> "nn.Module":
         module = load_as(folder, self.resolved_dtype(), self.resolved_attention())
@@ -113,12 +144,10 @@ class CausalLM:
             kept: units of a part; empty for the whole.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         dtype: torch.dtype = getattr(torch, self.resolved_dtype())
-        attention = self.resolved_attention()
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        whole = skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention))
+        whole = self._sketch(folder)
         plan: Plan = {name: (None,) * parameter.dim() for name, parameter in whole.named_parameters()}
         if kept:
             selfcheck.verify(whole)
@@ -154,7 +183,9 @@ class CausalLM:
 
 
 def _read(folder: Path, module: "nn.Module", dtype: "torch.dtype", plan: Plan) -> State:
-    """What a plan keeps of the weights in a folder."""
-    mapped = map_weights(folder, [name for name, _ in module.named_parameters()], str(module.base_model_prefix))
-    # One by one, so that no second copy of the part is ever there.
-    return {name: tree.cut(mapped, {name: plan[name]})[name].to(dtype).contiguous() for name in plan}
+    """What a plan keeps of the weights in a folder, read one by one, so that nothing stands beside the part."""
+    names, prefix = [name for name, _ in module.named_parameters() if name in plan], str(module.base_model_prefix)
+    return {
+        name: tree.cut({name: weight}, {name: plan[name]})[name].to(dtype).contiguous()
+        for name, weight in each_weight(folder, names, prefix)
+    }

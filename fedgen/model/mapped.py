@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedgen.errors import ModelError
-from fedgen.types import State
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,29 +16,15 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 """What safetensors and torch call the types of plain weights."""
 
 
-def map_weights(folder: Path, names: Iterable[str], prefix: str) -> State:
-    """Weights by name, as views of the safetensors files; reading a slice of one reads that slice.
+def each_weight(folder: Path, names: Iterable[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, one after the other, as views of safetensors files; reading a slice of one reads that slice.
+
+    Each has a map of its own: what is let go of is in memory no longer.
 
     Args:
         folder: a model as `save_pretrained` writes it, in one file or in several.
         names: what the model calls its weights; tied ones once.
         prefix: with which names may begin in the model and not in the file (`transformer` in GPT-2's).
-
-    Raises:
-        ModelError: a weight is missing.
-    """
-    from safetensors import safe_open
-
-    places = _places(folder, names, prefix)
-    found: State = {}
-    for file in {file for file, _ in places.values()}:
-        with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(key) for name, (own, key) in places.items() if own == file}
-    return {name: found[name] for name in places}
-
-
-def each_weight(folder: Path, names: Iterable[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The same weights one after the other, each in a map of its own: what is let go of is in memory no longer.
 
     Raises:
         ModelError: a weight is missing.

@@ -107,6 +107,10 @@ class Tiny:
         ways = (self.max_length, self.checkpointing, self.chunk_tokens)
         return TextBase(module, tokenizer, recipe, *ways).part(kept or {})
 
+    def outline(self, seed: int, dtype: str | None = None) -> TextBase:
+        """All of it: its weights come from no file."""
+        return self.load(seed, dtype=dtype)
+
     def _sizes(self) -> tuple[int, ...]:
         """The sizes that are given; the weights follow from them and the seed."""
         sizes = (self.hidden_size, self.num_layers, self.num_heads, self.num_kv_heads, self.max_length)

@@ -178,6 +178,17 @@ def test_a_part_that_is_loaded_alone_is_the_part_of_the_whole(model):
     assert torch.equal(*losses)
 
 
+def test_an_outline_has_the_names_and_tokens_of_the_whole(model):
+    base, outline = load(model), model.outline(0)
+    assert outline.fingerprint == base.fingerprint
+    assert outline.max_length == base.max_length
+    assert (outline.axes.dims, outline.axes.units) == (base.axes.dims, base.axes.units)
+    assert outline.protected["vocab"].tolist() == base.protected["vocab"].tolist()
+    example = Example("a", "b")
+    whole, drawn = (one.learner(one.replica(private=False), {}) for one in (base, outline))
+    assert drawn.encode([example]) == whole.encode([example])
+
+
 def test_a_part_of_everything_is_the_whole(model):
     base = load(model)
     units = {axis: size for axis, size in base.axes.units.items() if axis in ("layer", "residual", "ffn.0", "kv.1")}

@@ -13,6 +13,7 @@ from fedgen.experiment import Experiment
 from fedgen.federation import desk, packing
 from fedgen.federation.desk import Desk, Place, deal
 from fedgen.federation.letter import Letter
+from fedgen.model.tiny import Tiny
 from tests.unit.federation.devices import Here, experiment_text, same
 
 WAYS = {
@@ -84,7 +85,30 @@ def test_the_model_is_loaded_once_and_another_type_takes_its_place(here, text, m
     whole, bf16 = here.request(client), here.request(client, rung=Rung("bf16 weights", dtype="bfloat16"))
     for request in (whole, whole, bf16, bf16, whole):
         there.answer(*sent(here, request))
-    assert loads == [(torch.float32, None), (torch.bfloat16, None), (torch.float32, None)]
+    # Of a device that only says who it is, no weight is in memory.
+    assert loads == [(torch.float32, None)] * 2 + [(torch.bfloat16, None), (torch.float32, None)]
+
+
+def test_of_a_part_no_more_is_read_than_what_it_keeps(monkeypatch):
+    read, load = [], Tiny.load
+
+    def noted(self, seed, kept=None, dtype=None):
+        # The checks of types in tests look at `weights`, and so ask for all of them with {}; nobody else does.
+        if kept != {}:
+            read.append(None if kept is None else {axis: index.tolist() for axis, index in kept.items()})
+        return load(self, seed, kept, dtype)
+
+    text = experiment_text("extraction=rolling")
+    here = Here(text)
+    requests = [here.request(here.clients[0], round, width=width) for round, width in ((1, 0.5), (2, 0.5), (3, 1.0))]
+    monkeypatch.setattr(Tiny, "load", noted)
+    monkeypatch.setattr(Tiny, "outline", lambda self, seed, dtype=None: load(self, seed, None, dtype))
+    there = Desk(build(json.loads(text)), here.clients[0])
+    for request in requests:
+        there.answer(*sent(here, request))
+    parts = [{axis: index.tolist() for axis, index in request.part.kept.items()} for request in requests]
+    assert parts[0]
+    assert read == [parts[0], parts[1], None]
 
 
 def test_a_device_does_nothing_for_somebody_else(here, text):

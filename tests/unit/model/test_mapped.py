@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fedgen.errors import ModelError
 from fedgen.model.causal_lm import CausalLM
-from fedgen.model.mapped import load_as, map_weights
+from fedgen.model.mapped import each_weight, load_as
 from fedgen.model.tiny import Tiny
 from fedgen.types import Encoded
 from tests.unit.model.families import FAMILIES, gpt2, llama, qwen2, unequal
@@ -110,7 +110,7 @@ def mapped_file(tensor):
 def test_weights_stay_in_the_file_until_they_are_used(folders):
     file = folders["untied"] / "model.safetensors"
     stored = load_file(file)
-    found = map_weights(folders["untied"], stored, "model")
+    found = dict(each_weight(folders["untied"], stored, "model"))
     assert found.keys() == stored.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
     assert {mapped_file(tensor) for tensor in found.values()} == {file}
@@ -185,7 +185,7 @@ def test_a_folder_of_another_kind_is_a_message(folders, tmp_path):
 
 
 def test_only_what_the_model_names_is_given(folders):
-    found = map_weights(folders["fused without prefix"], ["transformer.ln_f.bias"], "transformer")
+    found = dict(each_weight(folders["fused without prefix"], ["transformer.ln_f.bias"], "transformer"))
     assert found.keys() == {"transformer.ln_f.bias"}
 
 
