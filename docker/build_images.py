@@ -2,7 +2,7 @@
 
 buildah builds the unchanged Dockerfile with ``--isolation chroot``, as root. A base image is made from Debian's
 packages; --pull takes the one that the Dockerfile names from its registry instead. A foreign machine's image is built
-and run under qemu-user, with the core that a Raspberry Pi 4 has. pip's configuration is lent to the build.
+and run under qemu-user, on the core of a Raspberry Pi. pip's configuration is lent to the build.
 """
 
 import argparse
@@ -127,20 +127,19 @@ def lend_pip(settings: dict[str, str], file: Path) -> list[str]:
     return ["--secret", f"id=pip,src={file}", *(part for path in paths for part in ("--volume", f"{path}:{path}:ro"))]
 
 
-def torch_for(architecture: str) -> list[str]:
-    """The build argument that replaces torch where the index lacks the processor-only build; none where it has it."""
-    if processor_build(MACHINES[architecture]):
-        return []
+def settle_torch(architecture: str, given: argparse.Namespace) -> tuple[str | None, str]:
+    """What is asked for instead of docker/torch.txt, if anything, and the core that the image is tried on."""
+    if given.torch or processor_build(MACHINES[architecture]):
+        return given.torch, given.core or "cortex-a72"
     print(
         f"  this pip's index has no processor-only torch for {architecture}: the image gets {any_build()}, with CUDA."
     )
-    print(
-        "  That is enough to try the image; for a device, build it where pip reaches PyTorch's CPU index.", flush=True
-    )
-    return ["--build-arg", f"TORCH={any_build()}"]
+    print("  That is enough to try the image on the core of a Raspberry Pi 5. Its BLAS dies on those of 3 and 4: for")
+    print("  devices, build it where pip reaches PyTorch's CPU index.", flush=True)
+    return any_build(), given.core or "cortex-a76"
 
 
-def build(target: str, architecture: str, given: argparse.Namespace) -> str:
+def build(target: str, architecture: str, torch: str | None, given: argparse.Namespace) -> str:
     """Builds one image and returns its name."""
     name = f"localhost/fedgen-{target}:{architecture}"
     # Docker's format, since the other one has no health check; layers, since both images begin with the same packages.
@@ -149,7 +148,7 @@ def build(target: str, architecture: str, given: argparse.Namespace) -> str:
     if not given.pull:
         command += ["--pull-never", "--build-arg", f"BASE={make_base(architecture, given.folder, given.suite)}"]
     command += ["--arch", architecture]
-    command += ["--build-arg", f"TORCH={given.torch}"] if given.torch else torch_for(architecture)
+    command += ["--build-arg", f"TORCH={torch}"] if torch else []
     with tempfile.TemporaryDirectory() as folder:
         run(*command, *lend_pip(pip_settings(), Path(folder) / "pip.conf"), ".", show=True)
     return name
@@ -170,7 +169,7 @@ def pretend_a_board(folder: Path) -> str:
     return "".join(f"mount --bind {folder / name} {place}; " for name, place in over.items())
 
 
-def try_out(image: str, architecture: str, words: Sequence[str]) -> bool:
+def try_out(image: str, architecture: str, core: str, words: Sequence[str]) -> bool:
     """Runs ``fedgen WORDS`` in an image, as the image's own user, and returns whether it was content."""
     container = run("buildah", "from", "--pull-never", image)
     command = ["buildah", "run", "--isolation", "chroot"]
@@ -179,7 +178,7 @@ def try_out(image: str, architecture: str, words: Sequence[str]) -> bool:
             if foreign(architecture):
                 # The mounts are seen by this one command and what it starts.
                 script = pretend_a_board(Path(folder)) + 'exec "$@"'
-                command = ["unshare", "--mount", "sh", "-euc", script, "sh", *command, "--env", "QEMU_CPU=cortex-a72"]
+                command = ["unshare", "--mount", "sh", "-euc", script, "sh", *command, "--env", f"QEMU_CPU={core}"]
             return subprocess.run([*command, container, "--", "fedgen", *words]).returncode == 0
     finally:
         run("buildah", "rm", container)
@@ -195,6 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--run", default="doctor", metavar="WORDS", help="what fedgen is told in each image (default doctor)"
     )
     parser.add_argument("--torch", metavar="REQUIREMENT", help="instead of what docker/torch.txt names")
+    parser.add_argument(
+        "--core", metavar="CORE", help="qemu's name of the foreign core to try on (cortex-a72, a Pi 4's)"
+    )
     parser.add_argument("--pull", action="store_true", help="take the base image from its registry")
     parser.add_argument(
         "--suite", default="bookworm", help="Debian release of a base that is made here (default bookworm)"
@@ -215,10 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begun = time.monotonic()
         print(f"{target} for {architecture}", flush=True)
         with emulated(architecture):
-            name = build(target, architecture, given)
+            torch, core = settle_torch(architecture, given)
+            name = build(target, architecture, torch, given)
             size = run("buildah", "images", "--format", "{{.Size}}", name)
             print(f"  {name}: {size}, in {time.monotonic() - begun:.0f} s; fedgen {given.run}:", flush=True)
-            content &= try_out(name, architecture, given.run.split())
+            content &= try_out(name, architecture, core, given.run.split())
     return 0 if content else 1
 
 
