@@ -2,6 +2,7 @@
 
 import threading
 
+from fedgen.errors import ModelError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base
 
@@ -22,6 +23,7 @@ class Bases:
         self.lightest = experiment.model.lightest
         self._experiment = experiment
         self._loaded: dict[str | None, Base] = {None: base, dtype: base}
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, dtype: str | None) -> Base:
@@ -34,3 +36,11 @@ class Bases:
             if dtype not in self._loaded:
                 self._loaded[dtype] = self._experiment.model.load(self._experiment.seed, dtype=dtype)
             return self._loaded[dtype]
+
+    def has(self, dtype: str) -> bool:
+        """Whether it can be loaded so; found out once."""
+        try:
+            return dtype not in self._refused and self.of(dtype) is not None
+        except ModelError:
+            self._refused.add(dtype)
+            return False
