@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedgen.experiment import Experiment
-    from fedgen.learner import Learner
+    from fedgen.learner import Base, Learner
     from fedgen.types import Encoded
 
 MB = 1024
@@ -44,6 +44,7 @@ class Job:
         num_steps: optimiser steps that are timed.
         cap_mb: how much memory there is; None for all that the machine has.
         tight: freed memory goes back at once, for a process that has to do with little.
+        width: share of the units of every cut axis that the device gets.
     """
 
     config: dict[str, object]
@@ -52,6 +53,7 @@ class Job:
     num_steps: int
     cap_mb: int | None
     tight: bool = False
+    width: float = 1.0
 
 
 def carry_out(job: Job) -> dict[str, Any]:
@@ -69,11 +71,15 @@ def carry_out(job: Job) -> dict[str, Any]:
     lean.free_early(tight=job.tight)
     if job.cap_mb is not None:
         cap(job.cap_mb)
-    (learner,) = experiment.learners(experiment.base(), 1)
+    base = experiment.base()
+    (learner,) = experiment.learners(base, 1)
     lean.give_back()
-    learner.load(experiment.initial_state(learner))
+    if job.width < 1:
+        learner = part_of(experiment, base, learner, job.width)
+    else:
+        learner.load(experiment.initial_state(learner))
     loaded_mb = resident("VmRSS")
-    examples = draw_examples(learner, job, experiment.client.batch_size)
+    examples = draw_examples(learner, job, experiment)
     losses, seconds = [], []
     for _ in range(job.num_steps):
         began = time.perf_counter()
@@ -111,15 +117,30 @@ def import_and_build(config: dict[str, object]) -> "Experiment":
     return build(config)
 
 
-def draw_examples(learner: "Learner", job: Job, num_examples: int) -> "list[Encoded]":
-    """Examples of exactly as many tokens as were asked for, drawn from the whole vocabulary."""
+def part_of(experiment: "Experiment", base: "Base", learner: "Learner", width: float) -> "Learner":
+    """A learner over a part, made as a device makes it in its turn, with the state that it would be sent."""
+    from fedgen import tree
+    from fedgen.parts import ground_of
+
+    ground = ground_of(experiment, base, learner, ("device",), None)
+    part = ground.part("device", 1, width)
+    cut = tree.cut(experiment.initial_state(learner), ground.sent(part))
+    narrow = ground.learner(part, 1, "device")
+    narrow.load(cut)
+    return narrow
+
+
+def draw_examples(learner: "Learner", job: Job, experiment: "Experiment") -> "list[Encoded]":
+    """A batch of examples of exactly as many tokens as were asked for, drawn from all tokens that a part may hold."""
     import torch
 
     from fedgen.types import Encoded
 
-    ids = torch.randint(
-        len(learner.tokenizer), (num_examples, job.sequence), generator=torch.Generator().manual_seed(0)
-    )
+    num_examples, num_tokens = experiment.client.batch_size, len(learner.tokenizer)
+    if "vocab" in experiment.extraction.axes:
+        # Of the first ones a static part holds all.
+        num_tokens = int(job.width * num_tokens) // 2
+    ids = torch.randint(num_tokens, (num_examples, job.sequence), generator=torch.Generator().manual_seed(0))
     num_answer = job.sequence - 1 if job.num_answer is None else job.num_answer
     return [Encoded(tuple(row), job.sequence - num_answer) for row in ids.tolist()]
 

@@ -93,9 +93,10 @@ def measure(
     sequence: int = SEQUENCE,
     steps: int = 3,
     cap_mb: int | None = None,
-    num_answer: int | None = None,
     *,
+    num_answer: int | None = None,
     tight: bool = False,
+    width: float = 1.0,
 ) -> dict[str, Any]:
     """What a device's process needs for a configuration.
 
@@ -106,6 +107,7 @@ def measure(
         cap_mb: memory that the process may have, its imports included; None for no limit.
         num_answer: tokens of an example that are answer; None for all but the first.
         tight: freed memory goes back at once.
+        width: share of the units of every cut axis that the device gets.
 
     Returns:
         outcome: `fits`; `refused`, if the process said that it has too little memory, or stopped for another reason
@@ -119,7 +121,7 @@ def measure(
     from fedgen.cli.train import compose
 
     job = {"config": compose(overrides), "sequence": sequence, "num_answer": num_answer}
-    job |= {"num_steps": steps, "cap_mb": cap_mb, "tight": tight}
+    job |= {"num_steps": steps, "cap_mb": cap_mb, "tight": tight, "width": width}
     code, maximum_mb, out, error = run(json.dumps(job))
     told: dict[str, Any] = {"maxrss_mb": maximum_mb}
     if code == 0:

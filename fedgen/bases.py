@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedgen.devices import Rung
+from fedgen.errors import ModelError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
 from fedgen.types import Axes, Kept, Part, Plan, State
@@ -29,6 +30,7 @@ class Bases:
         self.lightest = experiment.model.lightest
         self._experiment = experiment
         self._loaded: dict[str | None, Base] = {None: base, dtype: base}
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, dtype: str | None) -> Base:
@@ -41,6 +43,14 @@ class Bases:
             if dtype not in self._loaded:
                 self._loaded[dtype] = self._experiment.model.load(self._experiment.seed, dtype=dtype)
             return self._loaded[dtype]
+
+    def has(self, dtype: str) -> bool:
+        """Whether it can be loaded so; found out once."""
+        try:
+            return dtype not in self._refused and self.of(dtype) is not None
+        except ModelError:
+            self._refused.add(dtype)
+            return False
 
 
 @dataclass(frozen=True)

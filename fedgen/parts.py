@@ -16,6 +16,7 @@ from fedgen.devices import Rung
 from fedgen.errors import ConfigError
 from fedgen.experiment import Experiment
 from fedgen.learner import Base, Learner
+from fedgen.naming import named_axes
 from fedgen.types import Axes, Choice, Encoded, Index, Kept, Part, Plan, Scores, State, Steps
 
 
@@ -268,19 +269,7 @@ def ground_of(
     """
     fixed = experiment.fixed_tensors(learner)
     state = {**fixed, **experiment.initial_state(learner)}
-    if experiment.extraction.axes or plans:
-        base_axes = base.axes
-        axes = experiment.adapter.axes(state, base_axes)
-        kinds = {axis.partition(".")[0] for axis in axes.units}
-        if missing := sorted(set(experiment.extraction.axes) - kinds):
-            raise ConfigError(
-                f"extraction.axes has {', '.join(missing)}, which this model and adapter do not have; they have "
-                f"{', '.join(sorted(kinds))}"
-            )
-    else:
-        # No dimension is ever cut, so none needs a name; any family can be used whole.
-        base_axes = Axes({name: (None,) * weight.dim() for name, weight in base.weights.items()}, {})
-        axes = Axes({name: (None,) * tensor.dim() for name, tensor in state.items()}, {})
+    base_axes, axes = named_axes(experiment, base, state, plans=plans)
     bases = Bases(experiment, base, dtype)
     return Ground(experiment, base, bases, base_axes, axes, fixed, tuple(sorted(clients)), scores, plans)
 

@@ -179,8 +179,11 @@ class Planner:
         yield Step(rung, saves="one example goes through the model at once; slower, the same gradient")
         rung = replace(rung, name="small chunks", chunk_tokens=32)
         yield Step(rung, saves="fewer logits at once")
-        rung = replace(rung, name=f"{self.ground.bases.lightest} weights", dtype=self.ground.bases.lightest)
-        yield Step(rung, saves="frozen weights are held in fewer bits; slower")
+        lightest = self.ground.bases.lightest
+        # What is trained is held in fp32; and not all families can be loaded in few bits.
+        if not experiment.adapter.trains_base and self.ground.bases.has(lightest):
+            rung = replace(rung, name=f"{lightest} weights", dtype=lightest)
+            yield Step(rung, saves="frozen weights are held in fewer bits; slower")
         rung = replace(rung, name="tight", tight=True)
         yield Step(rung, saves="freed memory goes back at once; up to twice as slow")
         held = Step(rung)
@@ -198,7 +201,9 @@ class Planner:
             for width in (0.75, 0.5, 0.25):
                 narrow = replace(step, rung=replace(step.rung, name=f"width {width:g}"), width=width)
                 yield replace(narrow, saves="holds a part of the model, which begins worse than the whole")
-        if experiment.light_client is not None:
+        # A light client compares losses, which drawn widths make those of different models.
+        draws = experiment.extraction_mode == "cut" and bool(experiment.extraction.steps(1.0).widths)
+        if experiment.light_client is not None and not draws:
             rung = replace(held.rung, name="zeroth order", checkpointing=False, light=True)
             yield replace(held, rung=rung, saves="no backward pass at all; learns far less per step")
 
@@ -209,14 +214,21 @@ class Planner:
     def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
         """What goes through the model at once on a step of the ladder, and who lets it."""
         ground, client = self.ground.at(step.rung), self.ground.clients[0]
-        learner = ground.learner(self.part(client, 1, step), 1, client)
+        part = self.part(client, 1, step)
+        learner = ground.learner(part, 1, client)
         length = min(step.rung.max_length or self.length, self.length)
-        # Examples that share no beginning are the largest.
-        batch = [Encoded(tuple(range(k, k + length)), 1) for k in range(ground.experiment.client.num_at_once)]
+        # Examples that share no beginning are the largest. A part can only say tokens that it holds.
+        starts = range(ground.experiment.client.num_at_once)
+        batch = [Encoded(tuple(range(k, k + length)), 1) for k in starts]
+        if "vocab" in part.kept:
+            held = part.kept["vocab"].tolist()
+            batch = [Encoded(tuple(held[k % len(held)] for k in one.ids), 1) for one in batch]
         return learner, batch, ground.experiment.client
 
     def _measure(self, step: Step) -> tuple[Footprint, int, int]:
         """Footprint of a step's piece, bytes that go down, bytes that come up."""
+        # What a step is called, and when freed memory goes back, changes no tensor.
+        step = replace(step, rung=replace(step.rung, name="", tight=False), saves="")
         if step not in self._known:
             learner, batch, client = self._piece(step)
             part = self.part(self.ground.clients[0], 1, step)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from fedgen.dryrun import alike
 from fedgen.errors import ModelError
 from fedgen.model.gguf_file import GgufFile, Stored, open_file
 from fedgen.model.gguf_types import GgufType
@@ -80,13 +81,17 @@ class GgufRows:
         self, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
         """Decoded rows."""
+        key = (self.type, stop - start, self.bytes.shape[1], self.bytes.stride(), self.order is None, dtype)
+        return alike(key, lambda: self._decoded(start, stop, dtype)), None
+
+    def _decoded(self, start: int, stop: int, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
         decoded = torch.empty(stop - start, self.shape[1], dtype=dtype)
         step = max(1, DECODED_ENTRIES // self.shape[1])
         for begin in range(start, stop, step):
             end = min(begin + step, stop)
             found = self.bytes[begin:end] if self.order is None else self.bytes[self.order[begin:end]]
             decoded[begin - start : end - start] = self.type.decode(self._blocks(found)).view(end - begin, -1)
-        return decoded, None
+        return decoded
 
     def narrow(self, dim: int, start: int, length: int) -> "GgufRows":
         """A view.

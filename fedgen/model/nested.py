@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedgen import tree
+from fedgen.dryrun import in_numbers, is_dry
 from fedgen.model.loss import mean_loss, restrict
 from fedgen.model.part import tell_sizes
 from fedgen.model.text import TextLearner
@@ -40,8 +41,10 @@ class Narrower:
             for dim, index in enumerate(kept):
                 if index is not None:
                     # The first units lie together: a view of them costs nothing.
-                    together = int(index[-1]) - int(index[0]) + 1 == len(index)
-                    view = view.narrow(dim, int(index[0]), len(index)) if together else view.index_select(dim, index)
+                    with in_numbers():
+                        first, last = int(index[0]), int(index[-1])
+                    together = last - first + 1 == len(index)
+                    view = view.narrow(dim, first, len(index)) if together else view.index_select(dim, index)
             setattr(module, name, view)
         tell_sizes(self.learner.module)
         return self.learner
@@ -53,7 +56,7 @@ class NestedLearner:
 
     Attributes:
         widest: what the client holds.
-        drawn: the models to draw from; the widest among them has no views.
+        drawn: the models to draw from, ascending in width; the widest among them has no views.
         distill: the narrower one learns from the widest besides (FjORD, equation 3, with temperature 1).
         generator: draws the widths.
     """
@@ -65,7 +68,7 @@ class NestedLearner:
 
     def loss(self, batch: Sequence[Encoded], among: Index | None = None) -> Float[Tensor, ""]:
         """Loss of the model of a drawn width; with distillation, that of the widest and of the drawn one together."""
-        drawn = self.drawn[int(torch.randint(len(self.drawn), (), generator=self.generator))]
+        drawn = self.drawn[self._draw()]
         learner = drawn.refresh()
         if not self.distill or not drawn.views:
             return learner.loss(batch, among)
@@ -75,6 +78,14 @@ class NestedLearner:
         given = (learner.hidden(packed) @ restrict(learner.head(), targets, among)[0].T).float()
         own = mean_loss(taught, head, targets, self.widest.chunk_tokens)
         return own + nn.functional.cross_entropy(given, wanted)
+
+    def _draw(self) -> int:
+        """Which of the models a step uses; where no number can be drawn, the one whose step takes most memory."""
+        if not is_dry():
+            return int(torch.randint(len(self.drawn), (), generator=self.generator))
+        narrower = [number for number, one in enumerate(self.drawn) if one.views]
+        # The widest is computed beside the one that learns from it.
+        return narrower[-1] if self.distill and narrower else len(self.drawn) - 1
 
     @property
     def module(self) -> nn.Module:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from fedgen.dryrun import in_numbers
 from fedgen.types import Encoded, Index
 
 ROW_TOKENS = 256
@@ -56,7 +57,8 @@ def pack(batch: Sequence[Encoded], tokens: Index | None = None) -> Packed:
             then places in this list. None for a model that holds all.
     """
     if tokens is not None:
-        batch = [Encoded(tuple(places_of(encoded.ids, tokens).tolist()), encoded.num_prompt) for encoded in batch]
+        with in_numbers():
+            batch = [Encoded(tuple(places_of(encoded.ids, tokens).tolist()), encoded.num_prompt) for encoded in batch]
     shared = _common_beginning(batch)
     rests = [len(encoded.ids) - shared for encoded in batch]
     row_of, start_of, num_rows, longest = _first_fit(rests, max(ROW_TOKENS - shared, max(rests)))

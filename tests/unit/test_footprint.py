@@ -1,10 +1,15 @@
 """The dry run counts what a step makes: sizes by hand, and the same step with numbers."""
 
+from functools import partial
+
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedgen.adapter.frozen_a import FrozenA
 from fedgen.adapter.lora import Lora
-from fedgen.footprint import follow, footprint
+from fedgen.dryrun import alike, follow
+from fedgen.footprint import footprint
 from fedgen.model.tiny import Tiny
 from fedgen.types import Encoded
 
@@ -49,6 +54,32 @@ def test_a_product_is_two_times_its_three_sizes():
     assert follow(lambda: left.expand(2, 3, 5) @ right.expand(2, 5, 7))[1] == 2 * 2 * 3 * 5 * 7
     assert follow(lambda: torch.nn.functional.linear(left, right.T))[1] == 2 * 3 * 5 * 7
     assert follow(lambda: torch.addmm(torch.ones(7), left, right))[1] == 2 * 3 * 5 * 7
+
+
+def sums(sizes):
+    """A sum of so many KB of numbers, made of as many twice as large ones that are let go."""
+
+    def work(size):
+        return torch.ones(2, 256 * size).sum(0) @ torch.ones(256 * size, 1)
+
+    return [partial(work, size) for size in sizes]
+
+
+@given(st.lists(st.integers(min_value=1, max_value=3), min_size=1, max_size=6), st.booleans())
+def test_work_that_is_done_again_takes_what_it_took_the_first_time(sizes, keep):
+    def plain():
+        kept = [work() for work in sums(sizes)]
+        return kept if keep else None
+
+    def folded():
+        kept = [alike(size, work) for size, work in zip(sizes, sums(sizes), strict=True)]
+        return kept if keep else None
+
+    assert follow(folded) == follow(plain)
+
+
+def test_outside_of_a_dry_run_all_work_is_done():
+    assert [alike("key", lambda n=n: torch.full((2,), n)).tolist() for n in (1.0, 2.0)] == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def learner(adapter=None, **fields):

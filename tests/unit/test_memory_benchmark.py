@@ -64,6 +64,42 @@ def test_more_tokens_need_more_memory(told):
     assert longer["peak_mb"] > told["peak_mb"] + 64
 
 
+def test_half_of_a_width_and_half_of_a_vocabulary_train(told):
+    from memory import measure
+
+    static = [*TINY, "extraction=static"]
+    narrow = measure([*static, "extraction.axes=[ffn]"], sequence=64, steps=1, width=0.5)
+    # A reads and B writes 96 of the 192 units between: of gate and up B, of down A.
+    assert narrow["num_trained"] == told["num_trained"] - 2 * 3 * 8 * 96
+    # Were a token drawn that the part does not hold, the process would end early.
+    few = measure([*static, "extraction.axes=[vocab]"], sequence=64, steps=1, width=0.5)
+    assert (few["outcome"], few["num_trained"]) == ("fits", told["num_trained"])
+
+
+def test_what_nobody_has_seen_can_be_composed_and_is_not_what_the_constants_have_seen():
+    import admission
+    import planner
+
+    from fedgen.cli.train import compose
+
+    unseen = list(admission.probes(Path("models")))
+    assert len(unseen) >= 12
+    assert all(compose(probe.overrides) for probe in unseen)
+    seen = {(probe.sequence, *sorted(probe.overrides)) for probe in planner.probes()}
+    assert seen.isdisjoint((probe.sequence, *sorted([*planner.FIXED, *probe.overrides])) for probe in unseen)
+
+
+def test_who_needed_more_than_it_was_let_in_with_is_counted_and_so_is_who_told_nothing():
+    import planner
+
+    good = {"predicted_mb": 110, "needed_mb": 120, "measured_mb": 100.0}
+    bad = {"predicted_mb": 110, "needed_mb": 120, "measured_mb": float("nan")}
+    error, above = planner.judged([good, {**good, "measured_mb": 125.0}]).values()
+    assert error["value"] == pytest.approx((0.1 + 15 / 125) / 2)
+    assert above["value"] == 1.0
+    assert planner.judged([good, bad])["configurations above what they would be let in with"]["value"] == 1.0
+
+
 def test_what_cannot_fit_is_said_to_be_refused(told):
     from memory import measure
 

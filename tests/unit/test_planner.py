@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen import tree
+from fedgen.adapter.full import Full as FullAdapter
 from fedgen.adapter.lora import Lora
 from fedgen.bases import Bases
 from fedgen.client.first_order import FirstOrder
@@ -16,7 +17,9 @@ from fedgen.client.zeroth_order import ZerothOrder
 from fedgen.data.synthetic import Synthetic
 from fedgen.devices import Device, Rung
 from fedgen.extraction.full import Full
+from fedgen.extraction.ordered import Ordered
 from fedgen.extraction.rolling import Rolling
+from fedgen.extraction.static import Static
 from fedgen.gate import prepare
 from fedgen.model.tiny import Tiny
 from fedgen.planner import planner_of
@@ -77,6 +80,34 @@ def test_the_ladder_has_widths_only_where_parts_are_cut():
 
 def test_without_a_light_client_there_is_no_light_rung():
     assert not any(step.rung.light for step in planner_for(light_client=None).ladder())
+
+
+def test_where_widths_are_drawn_a_step_is_that_of_the_widest_and_no_client_compares_losses():
+    drawn, fixed = (planner_for(extraction=kind(axes=("ffn",))) for kind in (Ordered, Static))
+    assert not any(step.rung.light for step in drawn.ladder())
+    assert any(step.rung.light for step in fixed.ladder())
+    first = [planner.forecast(next(planner.ladder()), Device()) for planner in (drawn, fixed)]
+    assert first[0] == first[1]
+
+
+def test_to_learn_from_the_widest_besides_takes_more():
+    alone, taught = (planner_for(extraction=Ordered(axes=("ffn",), distill=distill)) for distill in (False, True))
+    peaks = [planner.forecast(next(planner.ladder()), Device()).step_bytes for planner in (alone, taught)]
+    assert peaks[0] < peaks[1]
+
+
+def test_a_part_with_half_the_vocabulary_takes_half_of_its_rows():
+    planner = planner_for(extraction=Static(axes=("vocab",)), adapter=FullAdapter())
+    first = next(planner.ladder())
+    whole, half = (planner.forecast(dataclasses.replace(first, width=width), Device()) for width in (1.0, 0.5))
+    rows, width = planner.state["model.embed_tokens.weight"].shape
+    assert whole.down_bytes - half.down_bytes == 4 * (rows // 2) * width
+
+
+def test_weights_that_are_trained_are_never_held_in_few_bits():
+    ladder = list(planner_for(adapter=FullAdapter()).ladder())
+    assert {step.rung.dtype for step in ladder} == {None}
+    assert "tight" in [step.rung.name for step in ladder]
 
 
 @pytest.mark.parametrize(

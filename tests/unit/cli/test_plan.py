@@ -1,12 +1,16 @@
 """``fedgen plan`` on the tiny model."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedgen.cli.main import main
 from fedgen.cli.plan import num_bytes
 from fedgen.errors import ConfigError
+from fedgen.model.tiny import Tiny
 
 TINY = ["model=tiny", "data=synthetic", "partition=by_owner"]
 
@@ -49,3 +53,17 @@ def test_a_fleet_of_boards_is_planned_board_by_board(capsys):
 def test_a_fleet_that_tells_nothing_needs_a_size(capsys):
     assert main(["plan", *TINY]) == 2
     assert "give --memory 900M" in capsys.readouterr().err
+
+
+def test_a_family_of_which_no_parts_are_known_is_planned_as_a_whole(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    tokenizer = Tiny().load(0).tokenizer
+    config = AutoConfig.for_model("gpt_neox", vocab_size=len(tokenizer), **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    # In a process of its own: with checks of types, a model that cannot name its axes passes for none.
+    command = [sys.executable, "-m", "fedgen", "plan", f"model.source={tmp_path}", "data=synthetic", "--memory", "2G"]
+    whole = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    names = [step["name"] for step in json.loads(whole.stdout)["ladder"]]
+    assert names[:2] == ["as configured", "checkpointing"]
+    assert {"top half", "half rank", "int8 weights"}.isdisjoint(names)
