@@ -11,7 +11,7 @@ NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark deploy-demo hooks clean
+.PHONY: help run test check format benchmark deploy-demo drills hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ benchmark: $(READY) ## measure the loop against a plain one (ARGS: --json)
 
 deploy-demo: $(READY_DEV) ## server, proxy and three devices on this machine train, with a live page (ARGS: overrides; DEMO_HOLD=1: stays)
 	@$(RUN) benchmarks/demo.py $(ARGS)
+
+drills: $(READY_DEV) ## every fault of the field on purpose, in network namespaces; needs root and half an hour (ARGS: names)
+	@$(RUN) benchmarks/drills.py $(ARGS)
 
 hooks: $(READY_DEV) ## run format, lint, types and layers before every commit
 	@$(RUN) -m pre_commit install
