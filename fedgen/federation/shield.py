@@ -142,7 +142,7 @@ class Control:
         if not isinstance(said, dict) or not said.get("success"):
             reason = said.get("error-message") or said.get("error") if isinstance(said, dict) else ""
             text = str(reason or done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}")
-            raise RunError(f"flwr {arguments[0]} failed: {text}")
+            raise RunError(f"flwr {arguments[0]} failed: {' '.join(text.split())}")
         return said
 
 

@@ -78,8 +78,7 @@ class Submission:
             bundle.mkdir()
             keys = "\n".join(f'"{key}" = ""' for key in run_config.KEYS)
             (bundle / "pyproject.toml").write_text(BUNDLE.format(version=fedgen.__version__, keys=keys))
-            # A text of JSON is one of toml as well.
-            overrides.write_text("".join(f'"{key}" = {json.dumps(value)}\n' for key, value in config.items()))
+            overrides.write_text(toml_of(config), encoding="utf-8")
             return self.control.submit(bundle, overrides, self.federation)
 
     def follow(self, run_id: str, tail: "Tail", check: Callable[[], None]) -> None:
@@ -163,6 +162,18 @@ class Tail:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def toml_of(texts: Mapping[str, str]) -> str:
+    """Named texts as toml.
+
+    >>> print(toml_of({"a.b": "c"}), end="")
+    "a.b" = "c"
+    """
+    # A text of JSON is one of toml as well, but for pairs of surrogates and for the one control character that JSON
+    # leaves as it is.
+    lines = (f'"{key}" = {json.dumps(value, ensure_ascii=False)}\n' for key, value in texts.items())
+    return "".join(lines).replace("\x7f", "\\u007f")
 
 
 def is_over(run: Run) -> bool:

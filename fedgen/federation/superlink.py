@@ -94,7 +94,7 @@ class Superlink:
         tail = Tail(run.observed_file, again=run_id is not None)
         for number in range(MAX_RESTARTS + 1):
             if run_id is None:
-                run_id = submission.submit() if number == 0 else _again(submission, observe)
+                run_id = self._first(submission) if number == 0 else _again(submission, observe)
                 write_atomic(_note(run), json.dumps({"run_id": run_id}) + "\n")
             try:
                 submission.follow(run_id, tail, lambda: None)
@@ -110,6 +110,12 @@ class Superlink:
         raise RunError(
             f"the server's part of the run has ended {MAX_RESTARTS + 1} times without a word; look into its logs"
         )
+
+    def _first(self, submission: Submission) -> str:
+        try:
+            return submission.submit()
+        except RunError as error:
+            raise RunError(f"{error}\nA run is carried out by the server: fedgen server {self.home}") from error
 
     def _clients(self) -> list[str]:
         """Names of all devices.

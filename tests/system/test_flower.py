@@ -174,8 +174,15 @@ def fleet(tmp_path_factory):
 
 def test_devices_with_keys_over_tls_give_the_bytes_of_a_run_in_one_process(expected, fleet):
     machine, home = fleet
-    status, output = machine.call("train", *ARGUMENTS, "federation=superlink", f"federation.home={home}")
+    watcher = machine.start("train", *ARGUMENTS, "federation=superlink", f"federation.home={home}")
+    machine.until(lambda: list(machine.root.glob("runs/*/checkpoints/round-0001")) or watcher.poll() is not None)
+    # The run belongs to the server: it goes on without the one who watches, and is followed again.
+    watcher.kill()
+    assert watcher.wait() == -signal.SIGKILL, (machine.root / "output").read_text()
+    status, output = machine.call("resume", str(machine.run))
     assert status == 0, output
+    assert "tiny: 4 clients, 3 rounds, in" in output
     assert bytes_of(machine.run) == expected
     told = [json.loads(line) for line in (machine.run / "observed.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in told].count("start") == 1
     assert {record["client"] for record in told if record["kind"] == "device"} == set(CLIENTS)

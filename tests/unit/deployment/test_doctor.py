@@ -97,20 +97,34 @@ def test_an_experiment_is_planned_with_what_is_free(tmp_path):
     assert "base model" not in told(findings), "a model without a source has no file"
 
 
-def test_the_command_that_plans(tmp_path, capsys):
-    """What the verb starts as a process, here in this one, on an experiment that `fedgen train` would write."""
+@pytest.fixture
+def experiment(tmp_path, capsys):
+    """What `fedgen train` would write."""
     assert main(["train", "model=tiny", "data=synthetic", "partition=by_owner", "--cfg", "job"]) == 0
     (tmp_path / "experiment.yaml").write_text(capsys.readouterr().out)
-    answers = []
-    for size in (2_000_000_000, 50_000_000):
-        assert fits.main(tmp_path / "experiment.yaml", size) == 0
-        answers.append(json.loads(capsys.readouterr().out))
-    assert answers[0]["rung"] == "as configured"
-    assert answers[0]["needed_bytes"] <= 2_000_000_000
-    assert answers[1]["rung"] is None
-    assert 50_000_000 < answers[1]["needed_bytes"] < answers[0]["needed_bytes"]
+    return tmp_path / "experiment.yaml"
+
+
+def test_the_command_that_plans(experiment, capsys):
+    """What the verb starts as a process, here in this one."""
+    assert fits.main(experiment, 2_000_000_000) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rung"] == "as configured"
+    assert 100_000_000 < told["needed_bytes"] <= 2_000_000_000
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_the_least_is_told(experiment, capsys):
+    assert fits.main(experiment, 50_000_000) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rung"] is None
+    assert told["needed_bytes"] > 50_000_000
+
+
+def test_what_cannot_be_planned_is_said(tmp_path, capsys):
     (tmp_path / "experiment.yaml").write_text("model: {}\n")
     assert fits.main(tmp_path / "experiment.yaml", 1) == 2
+    assert "experiment.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")

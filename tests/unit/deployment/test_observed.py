@@ -14,7 +14,7 @@ from fedgen.deployment.snapshot import Watch, newest
 from fedgen.deployment.status import picture
 from fedgen.errors import ConfigError
 
-REPORT = {"memory_bytes": 9e8, "temperature_c": 61.5, "throttled": "0x50000"}
+REPORT = {"memory_bytes": 9e8, "temperature_c": 61.5, "throttled": "0x10000"}
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J\u202egnp"
 
 

@@ -1,21 +1,22 @@
 """What the process that waits for a run under Flower reads, writes and says."""
 
 import ast
-import dataclasses
 import importlib.util
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedgen import run as folders
 from fedgen.errors import RunError
 from fedgen.federation import run_config, shield
 from fedgen.federation.shield import Control, check_version
 from fedgen.federation.simulation import Simulation
-from fedgen.federation.submission import BUNDLE, Submission, Tail, is_over
+from fedgen.federation.submission import BUNDLE, Submission, Tail, is_over, toml_of
 from fedgen.federation.superlink import Superlink
-from tests.unit.federation.test_local import QUICK, carry_out
+from tests.unit.federation.test_local import QUICK
 
 
 def test_a_tail_reads_whole_lines_that_are_added_and_passes_over_damaged_ones(tmp_path):
@@ -48,6 +49,11 @@ def test_the_bundle_declares_every_key_and_names_apps_as_flower_looks_for_them()
         assert any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name for node in tree.body)
 
 
+@given(st.dictionaries(st.sampled_from(run_config.KEYS), st.text(st.characters(exclude_categories=["Cs"]))))
+def test_any_text_comes_through_toml(texts):
+    assert tomllib.loads(toml_of(texts)) == texts
+
+
 def submission(tmp_path, told):
     run = folders.create(tmp_path, "r", {"experiment.yaml": "x: 1\n", "environment.json": "{}"})
     home = tmp_path / "flwr"
@@ -76,6 +82,13 @@ def test_what_fails_in_the_servers_part_is_an_error_here(tmp_path):
         waiting.follow("1", tail, lambda: None)
 
 
+def test_a_server_that_is_not_there_is_an_error_that_says_what_to_start(tmp_path):
+    waiting = submission(tmp_path, [])
+    (tmp_path / "fleet.json").write_text('{"devices": {"a": {}}}')
+    with pytest.raises(RunError, match=r"flwr run failed: .*\n.*fedgen server"):
+        Superlink(home=tmp_path).run(QUICK, waiting.folder, lambda record: None)
+
+
 def test_flower_that_is_not_there_is_an_error_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(shield, "TIMEOUT_S", 60.0)
     with pytest.raises(RunError, match="flwr ls failed"):
@@ -93,7 +106,9 @@ def test_only_tested_versions_of_flower_are_used(monkeypatch, found, right):
 
 
 def test_a_run_that_is_over_starts_nothing(tmp_path):
-    run = carry_out(dataclasses.replace(QUICK, num_rounds=1), tmp_path)
+    run = folders.create(tmp_path, "r", {"experiment.yaml": "x: 1\n", "environment.json": "{}"})
+    assert not is_over(run)
+    run.metrics_file.write_text('{"kind": "round", "round": 1}\n{"kind": "end", "round": 1}\n')
     assert is_over(run)
     for driver in (Simulation(), Superlink(home=tmp_path / "nowhere")):
         driver.run(QUICK, run, lambda record: None)
