@@ -203,7 +203,7 @@ def _back(going: Going, status: int, client: str, fault: str) -> Row:
     return Row(
         fault,
         "the rounds go on with the others; it comes back by itself and counts again",
-        f"`{word}` in round 2, no update in {failed}, counted again from round {back} of {num_rounds}; exit code {status}",
+        f"`{word}` in round 2, none in {failed}, counted again from round {back} of {num_rounds}; exit code {status}",
         bool(word) and back > 2 and status == 0,
     )
 

@@ -37,8 +37,8 @@ FAULT = re.compile(rb"^fedgen\.errors\.(ModelError|DataError|ConfigError): ([^\r
 
 AWAY = b"Connection attempt failed"
 BROKEN = (b"SSL/TLS handshake error detected", b"Failed to send message")
-"""After these a SuperNode lives on and does nothing more: Flower tries again when a connection cannot be made or ends, but
-not when TLS breaks off, as it does if something on the way takes connections and drops them."""
+"""After these a SuperNode lives on and does nothing more: Flower tries again when a connection cannot be made or ends,
+but not when TLS breaks off, as it does if something on the way takes connections and drops them."""
 
 
 @final
