@@ -13,7 +13,7 @@ UNITS := build/units
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark deploy-demo hooks lint-deploy wheels images clean
+.PHONY: help run test check format benchmark deploy-demo drills hooks lint-deploy wheels images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ benchmark: $(READY) ## measure the loop against a plain one (ARGS: --json)
 
 deploy-demo: $(READY_DEV) ## server, proxy and three devices on this machine train, with a live page (ARGS: overrides; DEMO_HOLD=1: stays)
 	@$(RUN) benchmarks/demo.py $(ARGS)
+
+drills: $(READY_DEV) ## every fault of the field on purpose, in network namespaces; needs root and half an hour (ARGS: names)
+	@$(RUN) benchmarks/drills.py $(ARGS)
 
 hooks: $(READY_DEV) ## run format, lint, types and layers before every commit
 	@$(RUN) -m pre_commit install

@@ -151,10 +151,13 @@ def forgeries(yard: Yard) -> Iterator[Row]:
     )
 
 
+LONG = ("num_rounds=24", "federation.quorum=0.5", "federation.grace_s=5", "federation.deadline_s=120")
+"""A run whose rounds wait for nobody who is away."""
+
+
 def power(yard: Yard) -> Iterator[Row]:
     """Devices without power in the middle of a turn."""
-    rounds = ("num_rounds=24", "federation.quorum=0.5", "federation.grace_s=5", "federation.deadline_s=120")
-    going = yard.run("power", *rounds)
+    going = yard.run("power", *LONG)
     going.until_asked(2)
     for name in ("owner-0", "owner-1"):
         yard.busy(name)
@@ -165,27 +168,44 @@ def power(yard: Yard) -> Iterator[Row]:
         yard.power_on(name)
     status = going.end()
     for name, seconds in (("owner-0", 5.0), ("owner-1", 90.0)):
-        lines = going.clients(name)
-        failed = [number for number, line in lines.items() if line["refused"]]
-        back = min((number for number, line in lines.items() if number > 2 and not line["refused"]), default=0)
-        word = lines[2]["refused"] if 2 in lines else "not asked"
-        yield Row(
-            f"a device off in the middle of a turn, on again after {seconds:.0f} s",
-            "the round ends with the others; it comes back by itself and counts again",
-            f"`{word}` in round 2, no update in rounds {failed}, counted from round {back} of 24; exit code {status}",
-            bool(word) and back > 2 and status == 0,
-        )
+        yield _back(going, status, name, f"a device off in the middle of a turn, on again after {seconds:.0f} s")
 
 
 def cut(yard: Yard) -> Iterator[Row]:
     """A link that is away for half a minute."""
     going = yard.run("cut", "num_rounds=3")
     going.until_asked(2)
+    yard.busy("owner-0")
+    yard.field.cut("owner-0", up=False)
+    time.sleep(30)
+    yard.field.cut("owner-0", up=True)
+    yield _same(yard, going, "a device's link cut for 30 s in the middle of a turn", "nothing is lost")
+
+
+def between(yard: Yard) -> Iterator[Row]:
+    """Something on the way that takes connections and drops them: the device's proxy, whose own way is cut."""
+    going = yard.run("between", *LONG[1:], "num_rounds=12")
+    going.until_asked(2)
     yard.busy("owner-2")
     yard.field.cut("owner-2", up=False)
     time.sleep(30)
     yard.field.cut("owner-2", up=True)
-    yield _same(yard, going, "a device's link cut for 30 s in the middle of a turn", "nothing is lost")
+    fault = "something on the way that takes a device's connections and drops them (TLS breaks off) for 30 s"
+    yield _back(going, going.end(), "owner-2", fault)
+
+
+def _back(going: Going, status: int, client: str, fault: str) -> Row:
+    """Whether a device that was away from round 2 on has come back."""
+    lines, num_rounds = going.clients(client), len(going.rounds())
+    failed = [number for number, line in lines.items() if line["refused"]]
+    back = min((number for number, line in lines.items() if number > 2 and not line["refused"]), default=0)
+    word = lines[2]["refused"] if 2 in lines else "not asked"
+    return Row(
+        fault,
+        "the rounds go on with the others; it comes back by itself and counts again",
+        f"`{word}` in round 2, none in {failed}, counted again from round {back} of {num_rounds}; exit code {status}",
+        bool(word) and back > 2 and status == 0,
+    )
 
 
 def app(yard: Yard) -> Iterator[Row]:
@@ -342,7 +362,7 @@ def versions(yard: Yard) -> Iterator[Row]:
 
 DRILLS: dict[str, Callable[[Yard], Iterator[Row]]] = {
     drill.__name__: drill
-    for drill in (turns, forgeries, versions, cut, power, superlink, app, server, disk, strangers, clock)
+    for drill in (turns, forgeries, versions, cut, between, power, superlink, app, server, disk, strangers, clock)
 }
 
 AHEAD = """\

@@ -56,6 +56,8 @@ class Yard:
                 programs={ROGUE: (sys.executable, rogue)},
                 arguments={"owner-1": ("--turn-limit", str(TURN_LIMIT_S))},
             )
+            # What the disk below keeps from being removed before it is gone.
+            self._stack.callback(shutil.rmtree, self.there.folder, ignore_errors=True)
             # Before the server starts: it sees no disk that comes later.
             self._stack.enter_context(small_disk(self.small, SMALL_MIB))
             self._stack.enter_context(self.there)

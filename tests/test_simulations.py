@@ -86,3 +86,15 @@ def test_the_tables_are_computed_from_the_csv(page):
 def test_pictures_and_links_of_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_drills_is_the_csv_and_every_fault_had_the_outcome_that_was_expected():
+    page = ROOT / "simulations" / "deployment" / "README.md"
+    with (page.parent / "drills.csv").open(newline="") as file:
+        drills = list(csv.DictReader(file))
+    table = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    expected = [f"| {row['fault']} | {row['expected']} | {row['seen']} |" for row in drills]
+    start = table.index("| fault | expected | seen |") + 1
+    assert table[start : start + len(expected)] == expected
+    assert len(expected) > 20
+    assert [row for row in drills if row["as expected"] != "yes"] == []

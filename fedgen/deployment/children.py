@@ -90,6 +90,7 @@ class _Kept:
     due: float = 0.0
     failures: int = 0
     reason: str = ""
+    told_to_end: float | None = None
 
 
 @final
@@ -116,9 +117,18 @@ class Children:
         """Process numbers of those that run."""
         return {name: kept.process.pid for name, kept in self._kept.items() if kept.process is not None}
 
+    def renew(self, name: str) -> None:
+        """Ends a process that runs, for it to be started again. One that does not listen is killed after GRACE_S."""
+        kept = self._kept[name]
+        if kept.process is not None and kept.told_to_end is None:
+            kept.told_to_end = time.monotonic()
+            kept.process.terminate()
+
     def step(self) -> None:
         """Looks after all of them once; to be called about twice a second."""
         for kept in self._kept.values():
+            if kept.told_to_end is not None and time.monotonic() > kept.told_to_end + GRACE_S and kept.process:
+                kept.process.kill()
             if kept.process is not None and kept.process.poll() is not None:
                 self._ended(kept)
             if kept.process is None and time.monotonic() >= kept.due:
@@ -164,7 +174,7 @@ class Children:
     def _ended(self, kept: _Kept) -> None:
         assert kept.process is not None
         status = kept.process.returncode
-        kept.process = None
+        kept.process = kept.told_to_end = None
         end_strays({*self.pids().values(), *self.spared})
         path = self.logs / f"{kept.child.name}.log"
         ended = Ended(kept.child.name, status, _tail(path, kept.log_bytes))

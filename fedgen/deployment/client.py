@@ -36,6 +36,9 @@ FAULT = re.compile(rb"^fedgen\.errors\.(ModelError|DataError|ConfigError): ([^\r
 """How the worker's log ends the trace of an error that the owner of the device can mend."""
 
 AWAY = b"Connection attempt failed"
+BROKEN = (b"SSL/TLS handshake error detected", b"Failed to send message")
+"""After these a SuperNode lives on and does nothing more: Flower tries again when a connection cannot be made or ends,
+but not when TLS breaks off, as it does if something on the way takes connections and drops them."""
 
 
 @final
@@ -167,6 +170,11 @@ class _Desk:
         new = self.news("supernode")
         if online := re.findall(rb"SuperNode ID: (\d+)", new):
             self.log.info("online as node %s", online[-1].decode())
+        if "supernode" in children.pids() and any(words in new for words in BROKEN):
+            self.log.warning(
+                "the connection broke off in a way that Flower does not get over; the SuperNode starts anew"
+            )
+            children.renew("supernode")
         self.away = self.away or AWAY in new
         if "supernode" in children.pids() and self.away and time.monotonic() >= self.due:
             self.due = time.monotonic() + WATCH_S

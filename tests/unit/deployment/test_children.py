@@ -178,6 +178,28 @@ def test_a_parent_that_is_killed_takes_its_children_along(tmp_path):
     assert gone([pid])
 
 
+def test_who_is_renewed_ends_and_is_started_again_even_if_it_will_not_listen(tmp_path):
+    said = carry_out(
+        tmp_path,
+        """
+        import fedgen.deployment.children as module
+        module.GRACE_S = 0.5
+        run("kind", "import time; print('up', flush=True); time.sleep(60)")
+        run("deaf", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)")
+        until(lambda: wrote("kind") and wrote("deaf"))
+        before = kept.pids()
+        for name in before:
+            kept.renew(name)
+            kept.renew(name)
+        until(lambda: len(wrote("kind")) == 2 and len(wrote("deaf")) == 2)
+        assert not {*kept.pids().values()} & {*before.values()}
+        kept.close()
+        """,
+    )
+    assert "kind ended (killed by signal 15)" in said
+    assert "deaf ended (killed by signal 9)" in said
+
+
 def test_who_will_not_end_is_killed(tmp_path):
     carry_out(
         tmp_path,

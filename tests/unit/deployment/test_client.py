@@ -4,13 +4,14 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
 
 from fedgen.deployment.bundle import Bundle
-from fedgen.deployment.children import Children, Ended
+from fedgen.deployment.children import Child, Children, Ended
 from fedgen.deployment.client import Ways, _Desk, join, node_config
 from fedgen.deployment.provision import provision
 from fedgen.errors import ConfigError
@@ -102,6 +103,31 @@ def test_a_device_that_still_counts_as_online_is_explained(bundle, tmp_path):
     explain = _Desk(bundle, tmp_path, b"", logging.Logger("test"), "", 1).supernode().explain
     assert "as after a power cut" in explain(Ended("supernode", 1, "[code: 2004] Failed to activate SuperNode."))
     assert explain(Ended("supernode", 0, "")) is None
+
+
+@pytest.mark.parametrize("words", ["ERROR : SSL/TLS handshake error detected.", "ERROR : Failed to send message a1: x"])
+def test_a_supernode_that_has_given_up_is_started_anew(bundle, tmp_path, words):
+    (tmp_path / "logs").mkdir()
+    said = []
+    log = logging.Logger("test")
+    log.addFilter(lambda record: said.append(record.getMessage()))
+    desk, children = _Desk(bundle, tmp_path, b"", log, "", 1), Children(tmp_path / "logs", log)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    children.keep(Child("supernode", lambda: command, dict(os.environ)))
+    try:
+        desk.step(children)
+        before = children.pids()["supernode"]
+        with open(tmp_path / "logs" / "supernode.log", "a") as file:
+            file.write(f"INFO : Sending: train message\n{words}\n")
+        end = time.monotonic() + 20
+        while children.pids().get("supernode", before) == before:
+            assert time.monotonic() < end
+            desk.step(children)
+            time.sleep(0.02)
+        assert "broke off in a way that Flower does not get over" in said[0]
+        assert said[1].startswith("supernode ended (killed by signal 15)")
+    finally:
+        children.close()
 
 
 def test_the_process_that_watches_is_light():
