@@ -36,11 +36,11 @@ class Seeding:
 
     client: Client
     task: str = "smart_home"
-    num_examples: int = 2000
+    num_examples: int = 1000
     surplus: float = 1.25
     num_held_out: int = 96
-    num_turns: int = 24
-    check_every: int = 6
+    num_turns: int = 25
+    check_every: int = 5
     public_share: float = 0.05
     min_gain: float = 0.05
     asks_clients: bool = True
