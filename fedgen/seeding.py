@@ -22,7 +22,8 @@ class Seeding:
         surplus: drafts asked for, as a multiple of that; filters take some out, a weak generator's more than half.
         num_held_out: synthetic examples by which tuning is followed; they are drawn with another seed.
         num_turns: turns of training at most.
-        check_every: turns between two looks at the held-out examples; tuning stops when their loss has not fallen.
+        check_every: turns between two looks at the held-out examples; tuning stops when their loss has not fallen in
+            two of them.
         public_share: share of public examples among those trained on, half of the public ones being kept for the gate;
             with 1 there are no others and the generator is not asked: the control for what it is worth.
         min_gain: on public examples the right answer must become so many nats per token likelier after its own prompt,
@@ -35,11 +36,11 @@ class Seeding:
 
     client: Client
     task: str = "smart_home"
-    num_examples: int = 2000
+    num_examples: int = 1000
     surplus: float = 1.25
     num_held_out: int = 96
-    num_turns: int = 24
-    check_every: int = 6
+    num_turns: int = 25
+    check_every: int = 5
     public_share: float = 0.05
     min_gain: float = 0.05
     asks_clients: bool = True

@@ -13,6 +13,7 @@ from fedgen import records, seeds, tree
 from fedgen.config.catalogue import task_file
 from fedgen.errors import ClientError, ConfigError, DataError
 from fedgen.gate import Gate
+from fedgen.learner import Learner
 from fedgen.measure import evaluate
 from fedgen.model.source import cache_folder
 from fedgen.planner import Planner
@@ -27,6 +28,9 @@ from fedgen.transport import Transport
 from fedgen.trial import Trial
 from fedgen.tuning import Tuned, take_turn, tune
 from fedgen.types import Encoded, Example, Observer, Record, State
+
+AT_ONCE = 256
+"""Texts that one worker asks a model about; pieces do not depend on how many workers there are."""
 
 FACT = "seeded"
 """Under this name a checkpoint's facts tell whether the run began with a seed."""
@@ -162,9 +166,19 @@ class Sowing:
         """What drafts are held against: the model as it was loaded, and what it will be measured on."""
         base = self.gate.ground.base
         learner = base.learner(base.replica(private=False), {})
-        commands = task.kind == "commands"
+        commands, before = task.kind == "commands", opening(task)
+
+        def job(_: Learner, texts: tuple[str, ...]) -> tuple[tuple[str, ...], Sequence[float]]:
+            # A worker's own learner has an adapter on.
+            return texts, by_learner(base.learner(base.replica(private=False), {}), before)(texts)
+
+        def likelihood(texts: Sequence[str]) -> list[float]:
+            pieces = [tuple(texts[start : start + AT_ONCE]) for start in range(0, len(texts), AT_ONCE)]
+            found = dict(self.gate.workers.map(job, dict.fromkeys(pieces)))
+            return [value for piece in pieces for value in found[piece]]
+
         return Evidence(
-            likelihood=by_learner(learner, opening(task)) if commands else None,
+            likelihood=likelihood if commands else None,
             likelihood_of=base.fingerprint if commands else "",
             evaluation=tuple(example for examples in self.splits.values() for example in examples),
             template_tokens=tuple(sorted(set(learner.tokenizer.all_special_tokens))),

@@ -156,7 +156,7 @@ def doubts_of_public(told: Mapping[str, Record], min_gain: float) -> list[str]:
     return reasons
 
 
-def doubts_of_clients(told: Mapping[str, float], margin: float) -> list[str]:
+def doubts_of_clients(told: Record, margin: float) -> list[str]:
     """What clients have against a seed; nothing if none has measured it."""
     if not told["num_clients"]:
         return []

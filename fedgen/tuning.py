@@ -14,6 +14,9 @@ from fedgen.stages import Client
 from fedgen.types import Encoded, Metrics, Observer, Record, Score, State
 from fedgen.workers import Workers
 
+PATIENCE = 2
+"""Looks in a row at a held-out loss that has not fallen, after which tuning stops: one may be chance."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -56,7 +59,7 @@ def tune(
     seeding, size = ground.experiment.seeding, ground.experiment.evaluation_batch_size
     assert seeding is not None, "tuning is asked for by a seeding"
     lowest = mean_loss(scores_of(workers, state, held_out, size))
-    best, best_turn, num_tokens = state, 0, 0.0
+    best, best_turn, num_tokens, worse = state, 0, 0.0, 0
     losses: list[Record] = [{"turn": 0, "held_out": lowest}]
     for turn in range(1, seeding.num_turns + 1):
         progress = (turn - 1) / max(1, seeding.num_turns - 1)
@@ -67,9 +70,11 @@ def tune(
         loss = mean_loss(scores_of(workers, state, held_out, size))
         losses.append({"turn": turn, "loss": metrics.get("loss"), "held_out": loss})
         observe({"kind": "tuning", "of": seeding.num_turns, **losses[-1]})
-        if not loss < lowest:
+        worse = 0 if loss < lowest else worse + 1
+        if worse == PATIENCE:
             break
-        best, best_turn, lowest = state, turn, loss
+        if worse == 0:
+            best, best_turn, lowest = state, turn, loss
     return Tuned(best, best_turn, int(num_tokens), tuple(losses))
 
 

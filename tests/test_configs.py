@@ -26,8 +26,6 @@ STAGE_NAMES = list(defaults())
 OPTION_FILES = sorted(file for file in CONFIGS.glob("*/*.yaml") if file.parent.name not in ("recipe", "task"))
 RECIPE_FILES = sorted((CONFIGS / "recipe").rglob("*.yaml"))
 TASK_FILES = sorted((CONFIGS / "task").glob("*.yaml"))
-STAGE_FILES = [file for file in OPTION_FILES if file.parent.name in STAGE_NAMES]
-"""Options of stages that an experiment has; a generator works before there is one."""
 REQUIRED_VALUES = {
     "jsonl": ["data.path=examples.jsonl"],
     "superlink": ["federation.home=server"],
@@ -62,8 +60,10 @@ def test_no_group_is_empty(stage):
 
 
 def test_the_defaults_list_has_every_stage_of_an_experiment_in_its_order():
-    found = [f.name for f in dataclasses.fields(check.Experiment) if f.default is dataclasses.MISSING]
-    assert found == STAGE_NAMES
+    fields = {field.name: field.default for field in dataclasses.fields(check.Experiment)}
+    assert [name for name in fields if name in STAGE_NAMES] == STAGE_NAMES
+    required = [name for name, default in fields.items() if default is dataclasses.MISSING]
+    assert required == [stage for stage, option in defaults().items() if option != "null"]
 
 
 @pytest.mark.parametrize("file", OPTION_FILES, ids=name_of)
@@ -122,7 +122,7 @@ def test_a_task_is_read_and_is_called_like_its_file(file):
     assert read_task(file).name == file.stem
 
 
-@pytest.mark.parametrize("file", [*STAGE_FILES, *RECIPE_FILES], ids=name_of)
+@pytest.mark.parametrize("file", [*OPTION_FILES, *RECIPE_FILES], ids=name_of)
 def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file, tmp_path):
     overrides = [name_of(file), *REQUIRED_VALUES.get(file.stem, [])]
     if name_of(file) == "adapter=full":
@@ -138,7 +138,7 @@ def test_a_file_is_composed_into_the_whole_and_survives_being_written_down(file,
     assert load(tmp_path / "experiment.yaml") == experiment
 
 
-@pytest.mark.parametrize("stage", [*STAGE_NAMES, "generator"])
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_every_class_that_could_be_an_option_has_its_yaml(stage):
     """A class that is named like its module and has what the stage's Protocol asks for is an option."""
     protocol = getattr(stages, stage.capitalize())

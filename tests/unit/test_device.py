@@ -1,6 +1,7 @@
 """What a device makes of its examples: encoded once, scored once, and only the chosen ones are trained on."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -207,3 +208,30 @@ def test_a_device_without_examples_says_so(base, selection, examples, error):
 def test_equal_token_ids_are_one_sample_only_if_prompt_and_answer_part_alike():
     """What the scores are kept by: with another end of the prompt it is another question."""
     assert len({Encoded((1, 2, 3), 1), Encoded((1, 2, 3), 1), Encoded((1, 2, 3), 2)}) == 2
+
+
+def test_a_client_that_is_asked_to_measure_trains_nothing_and_says_how_well_it_does(base):
+    ground = ground_for(base, All())
+    learner, request = table(ground)
+    holding = hold(learner, EXAMPLES)
+    before = ground.experiment.wire.decode(request.payload)
+    reply = answer(ground, dataclasses.replace(request, num_measured=3), learner, holding)
+    assert (reply.payload, reply.error, reply.num_examples) == (None, "", 3)
+    assert all(before[name].equal(tensor) for name, tensor in learner.state().items())
+    # One of the ten choices of three examples, each scored by itself.
+    scores = [score for encoded in holding.examples for score in learner.score([encoded])]
+    means = [
+        sum(score.nll for score in chosen) / sum(score.num_tokens for score in chosen)
+        for chosen in itertools.combinations(scores, 3)
+    ]
+    assert any(reply.metrics["loss"] == pytest.approx(mean, rel=1e-4) for mean in means)
+    assert reply == dataclasses.replace(
+        answer(ground, dataclasses.replace(request, num_measured=3), learner, holding), metrics=reply.metrics
+    )
+
+
+def test_a_client_without_examples_cannot_measure(base):
+    ground = ground_for(base, All())
+    learner, request = table(ground)
+    reply = answer(ground, dataclasses.replace(request, num_measured=3), learner, hold(learner, []))
+    assert reply.error == "no_examples"

@@ -59,6 +59,19 @@ def test_a_device_answers_as_one_process_would(way):
         assert same(there.answer(*sent(here, request))) == same(here.answer(request))
 
 
+@pytest.mark.parametrize("way", ["whole", "rolling", "importance", "planned"])
+def test_a_device_measures_as_one_process_would(way):
+    overrides, fields = WAYS[way]
+    text = experiment_text(*overrides)
+    here = Here(text, plans="fleet=raspberry_pi" in overrides)
+    client = here.clients[1]
+    request = dataclasses.replace(here.request(client, 1, **fields), num_measured=3)
+    there = Desk(build(json.loads(text)), client).answer(*sent(here, request))
+    told = packing.open_reply(packing.pack_reply(there))
+    assert (told.payload, told.error, told.num_examples) == (None, "", 3)
+    assert told.metrics["loss"] == here.answer(request).metrics["loss"] > 0
+
+
 def test_the_clients_of_a_simulation_take_turns_at_one_desk(here, text):
     there = Desk(build(json.loads(text)))
     for client in here.clients:

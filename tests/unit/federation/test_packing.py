@@ -69,7 +69,7 @@ def a_reply():
 def test_a_request_comes_back_as_it_was(client, progress, part, drawn, rung, others):
     width, units, missed, top_layers = part
     asked = Part(width, kept_of(units), missed, top_layers, rank=missed or None)
-    request = Request(missed + 1, client, progress, asked, payload_of(drawn), "abc", Rung(*rung))
+    request = Request(missed + 1, client, progress, asked, payload_of(drawn), "abc", Rung(*rung), missed)
     clients = sorted({*others, client})
     opened, found = packing.open_request(packing.pack_request(request, clients))
     assert plain(opened) == plain(request)
