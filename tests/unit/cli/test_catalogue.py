@@ -21,7 +21,7 @@ def test_the_overview_names_every_stage_and_option_with_its_summary():
     for stage in catalogue.defaults():
         for name, schema in catalogue.options(stage).items():
             assert any(name in line and schema.summary[:40] in line for line in text.splitlines()), (stage, name)
-    assert text.count("(default)") == sum(option is not None for option in catalogue.defaults().values())
+    assert text.count("(default)") == sum(option != "null" for option in catalogue.defaults().values())
 
 
 def test_one_option_shows_keys_defaults_and_texts():
