@@ -23,7 +23,7 @@ run: $(READY) ## train on the embedded model and homes, then talk to the result 
 	@$(RUN) -m fedgen train $(ARGS)
 
 test: $(READY_DEV) ## run all tests, without a network (ARGS: arguments of pytest)
-	@$(RUN) -m pytest -q -n logical --maxprocesses 4 $(ARGS)
+	@$(RUN) -m pytest -q -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(READY_DEV) ## format, lint, types, layers, sizes; changes nothing
 	@$(RUN) -m ruff format --check .
