@@ -1,6 +1,7 @@
 """Federations that begin with a seed, on the tiny model and a toy language that homes speak and a task describes."""
 
 import dataclasses
+import html
 import random
 from pathlib import Path
 
@@ -237,8 +238,8 @@ def test_the_report_shows_filters_examples_and_the_trial(told):
     assert summary["accepted"]
     assert summary["num_kept"] == line["synthetic"]["kept"]
     assert [row["filter"] for row in summary["filters"]] == [row["filter"] for row in line["synthetic"]["filters"]]
-    for word in ("<h2>Seed</h2>", "duplicates", line["synthetic"]["kept_examples"][0]["answer"], "nobody&#39;s data"):
-        assert word in page
+    for word in ("<h2>Seed</h2>", "duplicates", line["synthetic"]["kept_examples"][0]["answer"], "nobody's data"):
+        assert word in html.unescape(page)
     assert summary["quality"]["metric"] == "exact_match"
 
 
