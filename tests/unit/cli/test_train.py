@@ -35,7 +35,7 @@ def test_the_default_is_smart_homes_on_a_pretrained_model():
 def test_a_composed_config_tells_every_value_in_the_order_in_which_data_flows():
     config = composed("model=tiny")
     assert list(config)[:4] == ["_target_", "name", "seed", "num_rounds"]
-    assert list(config)[-13:] == [
+    assert list(config)[-15:] == [
         "data",
         "partition",
         "model",
@@ -46,6 +46,8 @@ def test_a_composed_config_tells_every_value_in_the_order_in_which_data_flows():
         "selection",
         "wire",
         "aggregation",
+        "generator",
+        "seeding",
         "evaluation",
         "export",
         "federation",

@@ -145,6 +145,8 @@ def test_the_verb_listens_on_this_machine_alone_and_ends_at_an_interrupt(home, t
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whatever the shell that started the tests does with interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = process.stdout.readline()
