@@ -89,7 +89,7 @@ def test_pictures_and_links_of_a_page_exist(page):
 
 
 def test_the_table_of_drills_is_the_csv_and_every_fault_had_the_outcome_that_was_expected():
-    page = ROOT / "simulations" / "deployment" / "README.md"
+    page = ROOT / "simulations" / "deployment" / "drills.md"
     with (page.parent / "drills.csv").open(newline="") as file:
         drills = list(csv.DictReader(file))
     table = [line for line in page.read_text().splitlines() if line.startswith("| ")]
