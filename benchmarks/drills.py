@@ -11,6 +11,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -410,8 +411,8 @@ def _try(yard: Yard, bundle: Path, wanted: str, before: Sequence[str] = (), stat
 
 
 def _short(text: str) -> str:
-    """One line of a table."""
-    line = " ".join(text.split())
+    """One line of a table, without the path of a folder that is soon gone."""
+    line = re.sub(r"/\S*?/fedgen-\w+", "…", " ".join(text.split()))
     return line if len(line) <= 160 else f"{line[:159]}…"
 
 

@@ -15,49 +15,64 @@ NUM_CHUNKS = 64
 
 async def serve(listen: tuple[str, int], there: tuple[str, int], delay_s: float) -> None:
     """Serves until it is cancelled."""
+    # The loop itself does not keep tasks that wait.
+    kept: set[asyncio.Task[None]] = set()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await asyncio.sleep(delay_s)
-            far_reader, far_writer = await asyncio.open_connection(*there)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(_carry(reader, far_writer, delay_s), _carry(far_reader, writer, delay_s))
-        for end in (writer, far_writer):
-            end.close()
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_connection(reader, writer, there, delay_s))
+        kept.add(task)
+        task.add_done_callback(kept.discard)
 
     server = await asyncio.start_server(connected, *listen)
     async with server:
         await server.serve_forever()
 
 
+async def _connection(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, there: tuple[str, int], delay_s: float
+) -> None:
+    """One connection, until both directions are at their end or one is broken."""
+    writers = [writer]
+    try:
+        await asyncio.sleep(delay_s)
+        far_reader, far_writer = await asyncio.open_connection(*there)
+        writers.append(far_writer)
+        async with asyncio.TaskGroup() as ways:
+            ways.create_task(_carry(reader, far_writer, delay_s))
+            ways.create_task(_carry(far_reader, writer, delay_s))
+    except* OSError:
+        pass
+    for end in writers:
+        end.close()
+
+
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-    """Carries bytes one way until there are no more."""
+    """Carries bytes one way until there are no more.
+
+    Raises:
+        OSError: the connection is broken.
+    """
     way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(NUM_CHUNKS)
     loop = asyncio.get_running_loop()
 
     async def take() -> None:
         chunk = b"more"
         while chunk:
-            try:
-                chunk = await reader.read(CHUNK_BYTES)
-            except OSError:
-                chunk = b""
+            chunk = await reader.read(CHUNK_BYTES)
             await way.put((loop.time() + delay_s, chunk))
 
-    taking = asyncio.create_task(take())
-    with contextlib.suppress(OSError):
-        while True:
-            due, chunk = await way.get()
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            if not chunk:
-                # The other direction goes on.
-                writer.write_eof()
-                break
-            writer.write(chunk)
+    async def give() -> None:
+        while (item := await way.get())[1]:
+            await asyncio.sleep(max(0.0, item[0] - loop.time()))
+            writer.write(item[1])
             await writer.drain()
-    taking.cancel()
+        await asyncio.sleep(max(0.0, item[0] - loop.time()))
+        # The other direction goes on.
+        writer.write_eof()
+
+    async with asyncio.TaskGroup() as both:
+        both.create_task(take())
+        both.create_task(give())
 
 
 def main(arguments: Sequence[str]) -> None:
