@@ -229,10 +229,10 @@ def test_a_torch_that_dies_is_told_in_words(code, word, said):
 @pytest.mark.parametrize(
     ("told", "processor", "word", "advised"),
     [
-        ({"cuda": "13.0"}, "aarch64", "warn", "download.pytorch.org/whl/cpu"),
+        ({"cuda": "13.0"}, "aarch64", "warn", "index that pytorch.org names"),
         ({"cuda": "13.0"}, "x86_64", "ok", ""),
         ({"right": False}, "x86_64", "fail", "power"),
-        ({"torch": "2.9.1"}, "aarch64", "fail", "download.pytorch.org/whl/cpu"),
+        ({"torch": "2.9.1"}, "aarch64", "fail", "index that pytorch.org names"),
     ],
 )
 def test_what_torch_tells_of_itself(told, processor, word, advised):
