@@ -88,7 +88,7 @@ def register(home: Home) -> tuple[list[str], list[str]]:
     added = [name for name in home.devices if name not in wanted]
     strangers = live - {node.node_id for node in nodes.values()}
     for name in added:
-        wanted[name] = _register(home.devices[name].public_key, strangers)
+        wanted[name] = _register(name, home.devices[name].public_key, strangers)
         _write(home, wanted)
     _write(home, wanted)
     return added, removed
@@ -116,13 +116,16 @@ def flwr(*arguments: str) -> dict[str, Any]:
     return dict(answer)
 
 
-def _register(public_key: str, strangers: set[str]) -> Node:
-    """Registers a key. If it is registered, and a crash kept us from noting that, it is the one node left over."""
+def _register(name: str, public_key: str, strangers: set[str]) -> Node:
+    """Registers a key under the name of its device, so that nobody can claim another's.
+
+    If it is registered, and a crash kept us from noting that, it is the one node left over.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "node.pub"
         path.write_text(public_key + "\n")
         try:
-            return Node(str(flwr("supernode", "register", str(path))["node-id"]), public_key)
+            return Node(str(flwr("supernode", "register", "--name", name, str(path))["node-id"]), public_key)
         except RunError as error:
             if IN_USE not in str(error) or len(strangers) != 1:
                 raise
