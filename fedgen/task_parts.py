@@ -128,7 +128,7 @@ def spell(number: float) -> str:
 def spoken_interval(seconds: float) -> str:
     """Time between readings in words.
 
-    >>> spoken_interval(600), spoken_interval(90)
+    >>> spoken_interval(600.0), spoken_interval(90.0)
     ('10 min', '90 s')
     """
     for size, unit in ((3600, "h"), (60, "min")):

@@ -33,9 +33,9 @@ def test_stages_come_in_the_order_in_which_data_flows():
     ]
 
 
-def test_every_folder_of_configs_is_a_stage():
+def test_every_folder_of_configs_is_a_stage_or_holds_recipes_or_tasks():
     folders = {path.name for path in catalogue.shipped("configs").iterdir() if path.is_dir()}
-    assert folders == {*catalogue.defaults(), "recipe"}
+    assert folders == {*catalogue.defaults(), "generator", "recipe", "task"}
 
 
 def test_the_overview_names_every_stage_and_option_with_its_summary():
