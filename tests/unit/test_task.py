@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.data.grammar import judge_of, load_grammar
 from fedgen.data.home import Device, Home
 from fedgen.data.inventories import INVENTORIES

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.errors import ConfigError
 from fedgen.task_file import build_task, read_task
 from fedgen.task_parts import Slot

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.generator.grammar import Grammar, of_length
 from fedgen.task_file import read_task
 from fedgen.task_parts import Form

@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-
-from fedgen.cli.catalogue import shipped
 from fedgen.cli.check import build_node
+
+from fedgen.config.catalogue import shipped
 from fedgen.errors import ConfigError
 from fedgen.generator.language import Language
 from fedgen.generator.prompting import put_values, to_say, to_vary, token_ids

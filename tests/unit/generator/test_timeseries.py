@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgen.cli.catalogue import shipped
+from fedgen.config.catalogue import shipped
 from fedgen.generator.timeseries import Timeseries
 from fedgen.task import Task
 from fedgen.task_file import read_task
