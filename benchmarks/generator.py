@@ -72,9 +72,11 @@ def _side_by_side(learner: "Learner", prompts: list[list[int]], option: "Languag
 def _alone(learner: "Learner", prompts: list[list[int]], option: "Language") -> float:
     import torch
 
+    from fedgen.generator.sampling import special_tokens
+
     model: Any = learner.module
     tokenizer = learner.tokenizer
-    ends = {*tokenizer.all_special_ids, *(n for n in range(len(tokenizer)) if "\n" in tokenizer.decode([n]))}
+    ends = {*special_tokens(tokenizer), *(n for n in range(len(tokenizer)) if "\n" in tokenizer.decode([n]))}
     begin = time.perf_counter()
     for ids in prompts:
         asked = torch.tensor([ids])

@@ -61,6 +61,7 @@ def _task(config: dict[str, object], faults: list[str]) -> Task | None:
         "labels": {k: _label(v, f"labels.{k}", faults) for k, v in _items(config, "labels", faults)},
     }
     unread = [f"{name}: it is empty" for name, read in parts.items() if read and None in read.values()]
+    unread += [f"{fault.partition(':')[0]}: it is empty" for fault in faults]
     parts = {name: {key: part for key, part in read.items() if part is not None} for name, read in parts.items()}
     fields = _fields(Task, config, "", faults, known=parts)
     task, late = None, []
@@ -86,13 +87,13 @@ def _items(config: dict[str, object], key: str, faults: list[str]) -> list[tuple
 
 
 def _slot(value: object, key: str, faults: list[str]) -> Slot | None:
+    before = len(faults)
     if isinstance(value, Mapping) and isinstance(value.get("values"), list):
         words = _fit(value["values"], tuple[str, ...], f"{key}.values", faults)
         assert isinstance(words, tuple)
-        if not words and value["values"]:
-            return None
         value = {**value, "values": {word: word for word in words}}
-    return _part(Slot, value, key, faults)
+    slot = _part(Slot, value, key, faults)
+    return slot if len(faults) == before else None
 
 
 def _label(value: object, key: str, faults: list[str]) -> Label | None:

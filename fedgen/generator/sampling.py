@@ -6,7 +6,7 @@ likeliest, then the likeliest of these with `top_p` together (Holtzman et al., 2
 ``generate`` of transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -65,7 +65,7 @@ def sample(learner: Learner, prompts: Sequence[list[int]], draws: Sequence[Rando
     cache = _read_once(model, prompts[0][:shared], len(prompts))
     ids, mask = _padded([prompt[shared:] for prompt in prompts], tokenizer.eos_token_id)
     mask = torch.cat([torch.ones(len(prompts), shared, dtype=torch.long), mask], 1)
-    special = {int(token) for token in tokenizer.all_special_ids}
+    special = special_tokens(tokenizer)
     answers = [_Answer(random) for random in draws]
     for _ in range(settings.max_new_tokens):
         places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -81,7 +81,7 @@ def sample(learner: Learner, prompts: Sequence[list[int]], draws: Sequence[Rando
             break
         ids = drawn[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    return [_clean(tokenizer.decode(answer.ids, skip_special_tokens=True), tokenizer) for answer in answers]
+    return [_clean(tokenizer.decode(answer.ids), special.values()) for answer in answers]
 
 
 def draw(
@@ -135,7 +135,13 @@ def _padded(rows: Sequence[list[int]], pad: int) -> tuple[Int[Tensor, "rows leng
     return ids, mask
 
 
-def _append(answer: _Answer, token: int, special: set[int], tokenizer: Any) -> None:  # noqa: ANN401
+def special_tokens(tokenizer: Any) -> dict[int, str]:  # noqa: ANN401
+    """Tokens that are no text: those with a part of their own, such as the end, and those of the chat template."""
+    own = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return own | {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _append(answer: _Answer, token: int, special: Container[int], tokenizer: Any) -> None:  # noqa: ANN401
     """Takes the next token, or ends with it."""
     if answer.done:
         return
@@ -145,8 +151,8 @@ def _append(answer: _Answer, token: int, special: set[int], tokenizer: Any) -> N
         answer.ids.append(token)
 
 
-def _clean(text: str, tokenizer: Any) -> str:  # noqa: ANN401
+def _clean(text: str, special: Iterable[str]) -> str:
     """Without what looks like a token of the chat template, spelt out of ordinary tokens."""
-    for token in tokenizer.all_special_tokens:
+    for token in special:
         text = text.replace(token, " ")
     return text.strip()

@@ -15,12 +15,12 @@ from fedgen.task_file import read_task
 from tests.conformance.options import build, disturb, options
 
 TASKS = {file.stem: read_task(file) for file in sorted((shipped("configs") / "task").glob("*.yaml"))}
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 24
 
 
 def small(option: Generator) -> Generator:
     """The option with a model that knows nothing, if it has one: what it writes is noise, and written at once."""
-    tiny = {"model": Tiny(hidden_size=32), "per_order": 4}
+    tiny = {"model": Tiny(hidden_size=32), "per_order": 4, "max_new_tokens": 3}
     return replace(option, **{field.name: tiny[field.name] for field in fields(option) if field.name in tiny})
 
 
@@ -103,7 +103,7 @@ def test_a_plan_that_was_interrupted_is_continued_as_if_it_had_not_been(generato
 def test_drafts_come_as_they_are_asked_for(generator):
     """Nobody waits for the last one, and what is not asked for is not written."""
     task = task_for(generator)
-    orders = generator.plan(task, 10**5, 0)
+    orders = generator.plan(task, 10**4, 0)
     drafts = generator.generate(task, iter(orders), 0)
     assert next(drafts).order == 0
 
