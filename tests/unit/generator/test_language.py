@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fedgen.cli.check import build_node
+from fedgen.config.check import build_node
 
 from fedgen.config.catalogue import shipped
 from fedgen.errors import ConfigError
