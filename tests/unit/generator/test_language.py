@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fedgen.config.check import build_node
 
 from fedgen.config.catalogue import shipped
+from fedgen.config.check import build_node
 from fedgen.errors import ConfigError
 from fedgen.generator.language import Language
 from fedgen.generator.prompting import put_values, to_say, to_vary, token_ids
