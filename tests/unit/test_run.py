@@ -182,7 +182,7 @@ def test_a_root_that_cannot_be_used_is_explained(tmp_path):
         make(tmp_path / "runs" / "below")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.usefixtures("bound_by_permissions")
 def test_an_unwritable_root_is_explained(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(RunError, match="Make it writable for this user"):

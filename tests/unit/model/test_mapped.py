@@ -106,7 +106,6 @@ def mapped_file(tensor):
     return None
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped where")
 def test_weights_stay_in_the_file_until_they_are_used(folders):
     file = folders["untied"] / "model.safetensors"
     stored = load_file(file)
@@ -140,7 +139,6 @@ def test_a_whole_of_another_type_is_that_of_transformers(folders, kind, dtype):
     assert (ours.training, ours.name_or_path) == (theirs.training, str(folders[kind]))
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped where")
 def test_a_whole_is_mapped_if_the_file_holds_its_type_and_else_no_map_stays(folders):
     file = folders["two kinds of layers"] / "model.safetensors"
     mapped, converted = (load_as(file.parent, dtype, "eager") for dtype in ("float32", "bfloat16"))

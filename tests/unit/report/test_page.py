@@ -1,6 +1,5 @@
 import html.parser
 import json
-import os
 import re
 import subprocess
 import sys
@@ -248,7 +247,7 @@ def test_fewer_examples_between_are_told(write_run, records):
     assert any("first and last on up to 200 examples" in text for text in page_of(folder).texts)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.usefixtures("bound_by_permissions")
 def test_a_folder_that_cannot_be_written_is_named(whole_run):
     whole_run.chmod(0o500)
     try:

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from fedgen.errors import RunError
@@ -105,7 +103,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         expand([tmp_path / "gone"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.usefixtures("bound_by_permissions")
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
     tmp_path.chmod(0o300)
     try:
