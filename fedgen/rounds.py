@@ -4,6 +4,7 @@ FedAvg: McMahan et al., AISTATS 2017, Algorithm 1. Drivers differ in their ``Tra
 are folded as they come and dropped; nothing that a client sends can stop the run.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ class Server:
         """What to do."""
         return self.gate.ground.experiment
 
-    @property
+    @functools.cached_property
     def sowing(self) -> Sowing:
         """Seeds the federation."""
         return Sowing(self.gate, self.transport, self.planner, self.public, self.splits, self.observe)

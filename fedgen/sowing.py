@@ -5,6 +5,7 @@ anybody trains on it, and after each round the server may take a turn on synthet
 clients get and send is what they would without a seed, so it composes with parts, adapters and drivers alike.
 """
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,12 +113,17 @@ class Sowing:
             round: that is over.
         """
         seeding, experiment = self._seeding, self.gate.ground.experiment
-        made = self._synthetic(read_task(task_file(seeding.task)), seeding.num_examples, experiment.seed)
-        examples = self._encoded(made.examples())
         progress = (round - 1) / max(1, experiment.num_rounds - 1)
         when = ("healing", round, progress)
-        turned, _ = take_turn(self.gate.ground, self.gate.workers, seeding.client, state, examples, when)
+        turned, _ = take_turn(self.gate.ground, self.gate.workers, seeding.client, state, self._healing, when)
         return tree.add(state, tree.scale(tree.subtract(turned, state), seeding.healing_share))
+
+    @functools.cached_property
+    def _healing(self) -> list[Encoded]:
+        """What the server trains on after rounds. Found once: that may take the generator's model."""
+        task = read_task(task_file(self._seeding.task))
+        made = self._synthetic(task, self._seeding.num_examples, self.gate.ground.experiment.seed)
+        return self._encoded(made.examples())
 
     @property
     def _seeding(self) -> Seeding:
@@ -165,7 +171,7 @@ class Sowing:
     def _evidence(self, task: Task) -> Evidence:
         """What drafts are held against: the model as it was loaded, and what it will be measured on."""
         base = self.gate.ground.base
-        learner = base.learner(base.replica(private=False), {})
+        special = self.gate.workers.borrow(lambda learner: sorted(set(learner.tokenizer.all_special_tokens)))
         commands, before = task.kind == "commands", opening(task)
 
         def job(_: Learner, texts: tuple[str, ...]) -> tuple[tuple[str, ...], Sequence[float]]:
@@ -181,7 +187,7 @@ class Sowing:
             likelihood=likelihood if commands else None,
             likelihood_of=base.fingerprint if commands else "",
             evaluation=tuple(example for examples in self.splits.values() for example in examples),
-            template_tokens=tuple(sorted(set(learner.tokenizer.all_special_tokens))),
+            template_tokens=tuple(special),
         )
 
     def _tuned(self, initial: State, material: Material) -> tuple[Tuned | None, Record]:
