@@ -1,7 +1,10 @@
 """An experiment as a device gets it, and what the same device would answer in one process."""
 
+import contextlib
 import dataclasses
 import json
+import socket
+import threading
 from pathlib import Path
 
 from fedgen.cli.train import compose
@@ -63,3 +66,23 @@ def same(reply):
         reply.payload.manifest,
         reply.payload.data.numpy().tobytes(),
     )
+
+
+@contextlib.contextmanager
+def impostor(path, said):
+    """Whoever calls at a socket is told these bytes, and listened to until it hangs up."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(said)
+                while connection.recv(2**20):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedgen.errors import ClientError
 from fedgen.federation import envelope, packing
 from fedgen.federation.client_app import app
-from tests.unit.federation.devices import Here, experiment_text, same
+from tests.unit.federation.devices import impostor, same
 from tests.unit.federation.test_worker import working
 
 HERE, THERE = 1, 17
@@ -27,16 +26,6 @@ def identity(monkeypatch):
     """Flower's runtime says who writes a message."""
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, HERE)
-
-
-@pytest.fixture(scope="module")
-def text():
-    return experiment_text()
-
-
-@pytest.fixture(scope="module")
-def here(text):
-    return Here(text)
 
 
 @pytest.fixture(scope="module")
@@ -111,22 +100,9 @@ def test_a_worker_that_hangs_is_told_and_killed(here, text, tmp_path):
 
 def test_a_worker_that_answers_nonsense_has_failed(here, text, tmp_path):
     path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as impostor:
-        impostor.bind(path)
-        impostor.listen()
-
-        def serve():
-            connection, _ = impostor.accept()
-            with connection:
-                connection.sendall(b"\xff" * 12)
-                while connection.recv(2**20):
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with impostor(path, b"\xff" * 12):
         node = {"client": here.clients[0], "socket": path}
         assert trained(here, here.request(here.clients[0]), node, text).error == "failed"
-        thread.join()
 
 
 @pytest.mark.parametrize(

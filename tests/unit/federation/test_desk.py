@@ -27,16 +27,6 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def text():
-    return experiment_text()
-
-
-@pytest.fixture(scope="module")
-def here(text):
-    return Here(text)
-
-
 @pytest.fixture(autouse=True)
 def fresh():
     desk._desk.cache_clear()

@@ -17,7 +17,7 @@ import pytest
 
 from fedgen.federation import packing, worker
 from fedgen.federation.letter import MAX_BODY_BYTES, Letter
-from tests.unit.federation.devices import Here, experiment_text, same
+from tests.unit.federation.devices import Here, experiment_text, impostor, same
 
 COMMAND = (sys.executable, "-m", "fedgen.federation.worker")
 PATIENCE_S = 120.0
@@ -205,22 +205,8 @@ def test_nobody_listens_where_nothing_is(tmp_path):
 
 def test_an_answer_that_is_no_letter_is_refused(tmp_path):
     path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as impostor:
-        impostor.bind(path)
-        impostor.listen()
-
-        def serve():
-            connection, _ = impostor.accept()
-            with connection:
-                connection.sendall(struct.pack("!IQ", 2**31, 0))
-                while connection.recv(100):
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(ValueError, match="is no letter"):
-            worker.call(path, Letter("{}"), {}, 10.0)
-        thread.join()
+    with impostor(path, struct.pack("!IQ", 2**31, 0)), pytest.raises(ValueError, match="is no letter"):
+        worker.call(path, Letter("{}"), {}, 10.0)
 
 
 def _resident(pid):
