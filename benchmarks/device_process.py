@@ -71,8 +71,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     lean.free_early(tight=job.tight)
     if job.cap_mb is not None:
         cap(job.cap_mb)
-    base = experiment.base()
-    (learner,) = experiment.learners(base, 1)
+    base, learner = open_as_device(experiment, whole=job.width == 1)
     lean.give_back()
     if job.width < 1:
         learner = part_of(experiment, base, learner, job.width)
@@ -115,6 +114,13 @@ def import_and_build(config: dict[str, object]) -> "Experiment":
 
     torch.set_num_threads(1)
     return build(config)
+
+
+def open_as_device(experiment: "Experiment", *, whole: bool) -> "tuple[Base, Learner]":
+    """The model as a device opens it: of a part it reads no more than that."""
+    from fedgen.bases import opened
+
+    return opened(experiment, None, whole=whole or experiment.extraction_mode == "window")
 
 
 def part_of(experiment: "Experiment", base: "Base", learner: "Learner", width: float) -> "Learner":
