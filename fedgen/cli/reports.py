@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedgen import report
 from fedgen.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNBOUNDED = 10_000
+"""Columns of a screen on which any table has room."""
 
 
 def show(paths: Sequence[Path], out: Path | None) -> int:
@@ -29,14 +36,27 @@ def show(paths: Sequence[Path], out: Path | None) -> int:
 
 
 def table(paths: Sequence[Path]) -> None:
-    """Prints the comparison of runs."""
-    from rich import box
+    """Prints the comparison of runs: a row for each, or a column where their rows are wider than the screen."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.measure import Measurement
 
     headers, rows = report.comparison_table(list(paths))
-    drawn = Table(*(escape(header) for header in headers), box=box.SIMPLE_HEAD, pad_edge=False)
+    console, drawn = Console(), _drawn(headers, rows)
+    wanted = Measurement.get(console, console.options.update_width(UNBOUNDED), drawn).maximum
+    if wanted > console.width and len(rows) < len(headers):
+        first, *others = zip(headers, *rows, strict=True)
+        drawn = _drawn(first, others)
+    console.print(drawn)
+
+
+def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    # What is too long goes on below: cut off, two runs of a sweep have one name.
+    columns = (Column(escape(header), overflow="fold") for header in headers)
+    drawn = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
-    Console().print(drawn)
+    return drawn

@@ -1,6 +1,7 @@
 import pytest
 
 from fedgen import report
+from fedgen.cli import reports
 from fedgen.errors import RunError
 
 
@@ -110,3 +111,21 @@ def test_errors_name_the_place(write_run, records, tmp_path):
     with pytest.raises(RunError, match="nowhere"):
         report.compare([run], tmp_path / "nowhere" / "out.html")
     assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize(("width", "turned"), [(300, False), (80, True)])
+def test_on_a_narrow_screen_runs_stand_side_by_side_and_no_number_is_cut_off(
+    write_run, records, monkeypatch, capsys, width, turned
+):
+    config = "".join(f"extraction_{number}: {{share: SHARE}}\n" for number in range(8))
+    shares = ("0.125", "0.375")
+    runs = [
+        write_run(f"run-{share}", ended(records, 0.0, float(share)), config=config.replace("SHARE", share))
+        for share in shares
+    ]
+    monkeypatch.setenv("COLUMNS", str(width))
+    reports.table(runs)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert (["after", *shares] in lines) is turned
+    assert any(line[:9] == [f"run-{shares[0]}", *[shares[0]] * 8] for line in lines) is not turned
+    assert not any("…" in word for line in lines for word in line)
