@@ -13,7 +13,7 @@ UNITS := build/units
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark deploy-demo drills hooks lint-deploy wheels images clean
+.PHONY: help run test check format benchmark deploy-demo drills page hooks lint-deploy wheels images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ deploy-demo: $(READY_DEV) ## server, proxy and three devices on this machine tra
 
 drills: $(READY_DEV) ## every fault of the field on purpose, in network namespaces; needs root and half an hour (ARGS: names)
 	@$(RUN) benchmarks/drills.py $(ARGS)
+
+page: $(READY) ## run every command of a results page, one after the other, for hours (PAGE=submodels_pretrained)
+	@test -f simulations/$(PAGE)/README.md || { echo "There is no simulations/$(PAGE)/README.md; give one of these as PAGE:" >&2; ls simulations >&2; exit 1; }
+	@set -ef; grep '^fedgen train ' simulations/$(PAGE)/README.md | while IFS= read -r line; do \
+		echo "$$line"; $(RUN) -m $$line </dev/null; done
 
 hooks: $(READY_DEV) ## run format, lint, types and layers before every commit
 	@$(RUN) -m pre_commit install
