@@ -8,7 +8,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from fedgen.ports import free_port
 
 PATIENCE_S = 180.0
 """Processes share the processor with whatever else runs; nothing takes so long otherwise."""
@@ -192,13 +193,6 @@ class Deployment:
                 if mark in signs and int(process.name) != os.getpid():
                     found.append(int(process.name))
         return found
-
-
-def free_port() -> int:
-    """A port of this machine's that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:

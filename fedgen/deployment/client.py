@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from fedgen.deployment.reach import look
 from fedgen.deployment.station import only_one, teller, until_told
 from fedgen.errors import ConfigError
 from fedgen.federation.shield import quiet_environment
+from fedgen.ports import free_port
 
 LONGEST_SOCKET = 100
 """Bytes; the system takes 107."""
@@ -158,7 +158,7 @@ class _Desk:
                 *("flower-supernode", "--superlink", str(bundle.server)),
                 *("--root-certificates", str(bundle.path / "ca.crt")),
                 *("--auth-supernode-private-key", str(bundle.path / "node.key")),
-                *("--host", "127.0.0.1", "--port", str(_free_port()), "--node-config", self.config),
+                *("--host", "127.0.0.1", "--port", str(free_port()), "--node-config", self.config),
             ]
 
         environment = quiet_environment(self.state / "flwr")
@@ -225,10 +225,3 @@ class _Desk:
 
     def _advice(self) -> str:
         return f"fedgen doctor {self.bundle.path} says what to do"
-
-
-def _free_port() -> int:
-    """A port of this machine's that is free now; should another take it first, the SuperNode is started again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,7 +9,6 @@ import datetime
 import json
 import secrets
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +17,16 @@ from typing import final
 import fedgen
 from fedgen import disk
 from fedgen.deployment import keys
-from fedgen.deployment.address import Address, address_of
+from fedgen.deployment.address import address_of
 from fedgen.deployment.bundle import Bundle, pack
 from fedgen.deployment.files import check_private, read_bytes, write_private
 from fedgen.deployment.home import CONNECTION, Enrolled, Home, check_device_name
 from fedgen.errors import ConfigError
+from fedgen.ports import free_port
 
 RENEW_BEFORE_DAYS = 60
 LOOPBACK = ("127.0.0.1", "localhost")
 """The SuperLink is reached under these by what runs beside it."""
-
-PORTS = range(20000, 32000)
-"""Below those that the system gives to outgoing connections."""
 
 
 @final
@@ -125,7 +122,7 @@ def _opened(path: Path, server: str | None) -> Home:
     address = address_of(server)
     with disk.writing(path):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home = Home(path, address, _free_port(address), {})
+    home = Home(path, address, free_port(address.port), {})
     home.save()
     return home
 
@@ -206,15 +203,6 @@ def _revoke(home: Home, name: str) -> Home:
     if home.bundle(name).exists():
         shutil.rmtree(home.bundle(name), ignore_errors=True)
     return home
-
-
-def _free_port(public: Address) -> int:
-    """A port on which nobody listens now; drawn, so that two homes on one machine rarely get the same."""
-    while True:
-        port = PORTS[secrets.randbelow(len(PORTS))]
-        with socket.socket() as probe:
-            if port != public.port and probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 def _toml(text: str) -> str:

@@ -5,7 +5,6 @@ apps run here and in a deployment.
 """
 
 import importlib.util
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from fedgen.federation.course import one_thread_each, shards_of
 from fedgen.federation.grid_transport import Terms
 from fedgen.federation.shield import Control, check_version, quiet_environment
 from fedgen.federation.submission import Submission, Tail, Vanished, is_over
+from fedgen.ports import free_port
 from fedgen.run import Run
 from fedgen.types import Observer
 
@@ -132,7 +132,7 @@ class Simulation:
     def _superlink(self, log: Path) -> Iterator[tuple[Control, subprocess.Popen[bytes]]]:
         """A SuperLink of one's own while the block lasts; nothing that it started is left after it."""
         home = Path(tempfile.mkdtemp(prefix="fedgen-"))
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_port()}"
         connection = f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
         (home / "config.toml").write_text(f'{connection}address = "{address}"\ninsecure = true\n')
         (home / "ray").mkdir()
@@ -175,10 +175,3 @@ def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 def _end_of(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedgen.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 90
 
@@ -33,12 +35,6 @@ def fedgen(*arguments):
     )
     assert "Traceback" not in done.stderr
     return done
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(condition, what):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+
+from fedgen.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -144,12 +145,6 @@ def test_a_simulation_that_is_killed_is_continued_to_the_same_bytes(expected, tm
     assert "fedgen: no checkpoint in" in output
     assert "Traceback" not in output
     assert machine.left() == []
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ sys.path.insert(0, str(BENCHMARKS))
 import deployed  # noqa: E402 - found there
 import deployment  # noqa: E402
 
+from fedgen.ports import free_port  # noqa: E402
+
 
 def client(name, number, compute_s):
     return {"kind": "client", "client": name, "round": number, "seconds": {"compute": compute_s}}
@@ -66,7 +68,7 @@ def test_a_slow_link_lets_every_byte_wait_and_loses_none():
         writer.close()
 
     async def through(delay_s):
-        there, here = ("127.0.0.1", deployed.free_port()), ("127.0.0.1", deployed.free_port())
+        there, here = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
         server = await asyncio.start_server(echo, *there)
         link = asyncio.create_task(serve(here, there, delay_s))
         await asyncio.sleep(0.1)

@@ -16,6 +16,7 @@ from fedgen.deployment.home import Home
 from fedgen.deployment.keys import pem
 from fedgen.deployment.provision import provision
 from fedgen.deployment.proxy import Limits, Proxy
+from fedgen.ports import free_port
 
 TARGET = "/v1/fleet/push-object"
 LIMITS = Limits(per_host=4, body_bytes=2**20, handshake_s=2.0, idle_s=0.5, rate=2.0**20, answer_s=1.0)
@@ -84,16 +85,10 @@ def running(home, superlink, limits=LIMITS, certificate=None):
 def run(loop, main):
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(main)
-    rest = asyncio.all_tasks(loop)
-    for task in rest:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    if rest := asyncio.all_tasks(loop):
+        for task in rest:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(rest))
 
 
 @pytest.fixture(scope="module")
