@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fedgen import records, tree
@@ -13,7 +13,7 @@ from fedgen.messages import Payload, Request
 from fedgen.parts import Ground
 from fedgen.planner import Forecast, Planner
 from fedgen.replies import Sent
-from fedgen.transport import Report
+from fedgen.transport import Report, Transport
 from fedgen.types import Part, Record, State
 
 
@@ -69,33 +69,53 @@ class Asking:
 
 
 def taking_part(
-    ground: Ground, planner: Planner | None, nodes: Collection[str], round: int, reports: Mapping[str, Report]
+    ground: Ground, planner: Planner | None, transport: Transport, round: int
 ) -> tuple[dict[str, Device], dict[str, str]]:
-    """The devices that take part in a round, and why others decline.
+    """The devices that take part in a round, and why others decline; waits while all decline for what they tell.
+
+    A device that is hot, empty or busy with something else may be fit again in an hour. What the fleet says of it
+    stays: where nobody could work by that alone, nobody is waited for.
 
     Args:
         ground: what is known before the first round.
         planner: says who has to decline; None if no device tells its memory.
-        nodes: clients that can be reached.
+        transport: reaches the clients, and knows what their devices said of themselves.
         round: counted from 1.
-        reports: client → what its device said of itself.
 
     Raises:
         RunError: there is none.
     """
-    found = ground.experiment.fleet.devices(ground.clients, round, ground.experiment.seed)
-    found = {client: lowered(device, reports.get(client, {})) for client, device in found.items()}
-    here = {client: device for client, device in found.items() if device.width > 0 and client in set(nodes)}
-    declined = dict[str, str]() if planner is None else planner.declined(here)
-    able = {client: device for client, device in here.items() if client not in declined}
-    if not able and planner is not None and declined:
-        raise RunError(planner.why_none(found.values(), declined.values()))
-    if not able:
+    told = ground.experiment.fleet.devices(ground.clients, round, ground.experiment.seed)
+    told = {client: device for client, device in told.items() if device.width > 0}
+    if not told:
         raise RunError(
-            f"none of {len(found)} devices takes part in round {round}: the fleet gives each of them no part of the "
-            "model. Lower fleet.min_width, or let some devices be wider"
+            f"none of {len(ground.clients)} devices takes part in round {round}: the fleet gives each of them no part "
+            "of the model. Lower fleet.min_width, or let some devices be wider"
         )
-    return able, declined
+    while True:
+        nodes, reports = set(transport.nodes()), transport.reports()
+        here = {client: lowered(told[client], reports.get(client, {})) for client in told.keys() & nodes}
+        declined = dict[str, str]() if planner is None else planner.declined(here)
+        able = {client: here[client] for client in sorted(here) if client not in declined}
+        if able:
+            return able, declined
+        why = _why_nobody(planner, told, here, declined, round)
+        hopeless = planner is not None and planner.declined(told).keys() == told.keys()
+        if hopeless or not transport.look_again(why):
+            raise RunError(why)
+
+
+def _why_nobody(
+    planner: Planner | None,
+    told: Mapping[str, Device],
+    here: Mapping[str, Device],
+    declined: Mapping[str, str],
+    round: int,
+) -> str:
+    """Why no device can work in a round."""
+    if planner is None or not declined:
+        return f"none of the {len(told)} devices that the fleet gives a part of the model can be asked in round {round}"
+    return planner.why_none(here.values(), declined.values())
 
 
 def lowered(device: Device, report: Report) -> Device:

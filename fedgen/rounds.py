@@ -116,8 +116,7 @@ def play(server: Server, before: Checkpoint, coverage: Coverage) -> tuple[Checkp
     """One round: choose, send, fold the replies, apply, measure."""
     experiment, state, round = server.experiment, before.state, before.round + 1
     began = time.perf_counter()
-    nodes, reports = server.transport.nodes(), server.transport.reports()
-    devices, declined = taking_part(server.ground, server.planner, nodes, round, reports)
+    devices, declined = taking_part(server.ground, server.planner, server.transport, round)
     late = Late(before, server.run.checkpoints)
     cohort = experiment.cohort(sorted(devices.keys() - late.busy), round)
     asked = {client: devices[client] for client in cohort}

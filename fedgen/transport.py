@@ -20,6 +20,12 @@ class Transport(Protocol):
     def reports(self) -> Mapping[str, Report]:
         """Client → what its device last said of itself; empty where devices are what the fleet says."""
 
+    def look_again(self, why: str) -> bool:
+        """Waits a while and asks devices anew what they have, when for a reason they told none of them can work now.
+
+        False where that changes nothing, or patience is over.
+        """
+
     def send(self, requests: Iterator[Request]) -> None:
         """Hands requests over; the iterator is drawn on as devices become free, so that few payloads exist at once."""
 

@@ -81,8 +81,7 @@ class Trial:
     def _clients(self, before: State, after: State) -> Record:
         """Losses of the clients that have measured both states."""
         ground, coverage = self.gate.ground, Coverage(self.gate.ground)
-        nodes, reports = self.transport.nodes(), self.transport.reports()
-        devices, _ = taking_part(ground, self.planner, nodes, ROUND, reports)
+        devices, _ = taking_part(ground, self.planner, self.transport, ROUND)
         asked = {client: devices[client] for client in ground.experiment.cohort(sorted(devices), ROUND)}
         wanted, plans = wanted_parts(ground, self.planner, asked, ROUND, coverage.missed)
         parts, _ = self.gate.admit(wanted, before, ROUND, plans.keys())

@@ -27,6 +27,9 @@ from fedgen.types import Observer, Record
 TTL_FACTOR = 2
 """A request that no device has taken within so many deadlines is not handed out any more."""
 
+LOOK_AGAIN_S = 30.0
+"""When no device can work, all are asked anew after this time, and have as long to answer."""
+
 TELL_AFTER_S = 10.0
 """A wait that is longer is told of."""
 
@@ -102,6 +105,7 @@ class GridTransport:
         self._open: dict[str, _Asked] = {}
         self._closed: dict[str, _Asked] = {}
         self._begun = False
+        self._idle_since: float | None = None
 
     def nodes(self) -> list[str]:
         """Clients that can be asked: they are online, were found fit, and work on nothing that was asked before.
@@ -136,9 +140,28 @@ class GridTransport:
         """What the devices last said of themselves."""
         return self._reports
 
+    def look_again(self, why: str) -> bool:
+        """Greets all devices anew after a while, for they say then what they have; False when patience is over."""
+        now, patience = time.monotonic(), math.inf if self._terms.patience_s is None else self._terms.patience_s
+        if self._idle_since is None:
+            self._idle_since = now
+            self._tell(warning(self._roster.round, f"{why}; waiting until they say otherwise"))
+        left = self._idle_since + patience - now
+        if left <= 0:
+            return False
+        time.sleep(min(LOOK_AGAIN_S, left))
+        self._roster.forget()
+        end = time.monotonic() + LOOK_AGAIN_S
+        self._look()
+        while self._greeted and time.monotonic() < end:
+            time.sleep(self._terms.poll_s)
+            self._look()
+        return True
+
     def send(self, requests: Iterator[Request]) -> None:
         """Keeps the requests; they go out one by one when replies are asked for."""
         self._outbox.append(requests)
+        self._idle_since = None
 
     def receive(self) -> Iterator[Reply]:
         """Replies as they come, exactly one for every request."""

@@ -77,6 +77,10 @@ class LocalTransport:
         """Nothing: what the devices are, the fleet says."""
         return {}
 
+    def look_again(self, why: str) -> bool:
+        """Never: a fleet does not change its word."""
+        return False
+
     def send(self, requests: Iterator[Request]) -> None:
         """Keeps the requests until replies are asked for."""
         self._outbox.append(requests)

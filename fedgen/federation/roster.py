@@ -91,6 +91,10 @@ class Roster:
         """A node is known to be gone, whatever Flower's list says; it is greeted when it is seen again."""
         self._nodes = {client: other for client, other in self._nodes.items() if other != node}
 
+    def forget(self) -> None:
+        """Everybody is to be greeted anew, for what they say of themselves."""
+        self._nodes, self._pending = {}, set()
+
     def node_of(self, client: str) -> int | None:
         """The node of a client; None if it has gone."""
         return self._nodes.get(client)

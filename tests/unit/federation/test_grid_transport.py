@@ -289,6 +289,41 @@ def test_before_its_first_round_a_run_waits_for_all_devices(world, four):
     assert time.monotonic() - began < 2
 
 
+def test_devices_of_which_none_can_work_are_asked_again_until_one_can(world, four, monkeypatch):
+    monkeypatch.setattr("fedgen.federation.grid_transport.LOOK_AGAIN_S", 0.05)
+    heat = iter([90.0, 91.0, 60.0])
+    ground = world[0]
+
+    def hello():
+        return letter_of(ground.base.fingerprint, "owner-0", temperature_c=next(heat))
+
+    game = Round(ground, {90: Node(answering(hello, good))}, dataclasses.replace(QUICKLY, patience_s=20.0))
+    seen = []
+    while True:
+        assert game.transport.nodes() == ["owner-0"]
+        seen.append(game.transport.reports()["owner-0"]["temperature_c"])
+        if seen[-1] < 85:
+            break
+        assert game.transport.look_again("all are too hot")
+    assert seen == [90.0, 91.0, 60.0]
+    assert [record["text"] for record in game.told_of("warning")] == [
+        "all are too hot; waiting until they say otherwise"
+    ]
+    assert game.play() == {"owner-0": ""}
+
+
+def test_devices_of_which_none_can_work_are_not_waited_for_beyond_patience(world, four, monkeypatch):
+    monkeypatch.setattr("fedgen.federation.grid_transport.LOOK_AGAIN_S", 0.05)
+    game = Round(world[0], four, dataclasses.replace(QUICKLY, patience_s=0.2))
+    game.transport.nodes()
+    began = time.monotonic()
+    while game.transport.look_again("no"):
+        assert game.transport.nodes()
+    assert 0.2 <= time.monotonic() - began < 5
+    game.play()
+    assert game.transport.look_again("no"), "a new wait has its own patience"
+
+
 def test_a_client_that_has_gone_since_it_was_chosen_is_offline(world, four):
     game = Round(world[0], four)
     game.transport.nodes()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedgen import run as folders
 from fedgen.client.zeroth_order import ZerothOrder
 from fedgen.devices import Device
 from fedgen.errors import RunError
-from fedgen.federation.course import planned
-from fedgen.federation.local import Local
+from fedgen.federation.course import carry_through, planned, shards_of
+from fedgen.federation.local import Local, LocalTransport
 from fedgen.journal import read
 from tests.unit.federation.test_local import QUICK, carry_out, final
 
@@ -82,6 +83,45 @@ def test_who_declines_is_told_and_the_others_go_on(tmp_path, peaks):
 def test_if_all_decline_the_run_says_what_would_do(tmp_path):
     with pytest.raises(RunError, match="every device declines"):
         carry_out(dataclasses.replace(PLANNED, fleet=Boards((10**6,))), tmp_path)
+
+
+@dataclasses.dataclass
+class Cooling:
+    """A transport whose devices are too hot until they were asked so many times anew."""
+
+    inner: LocalTransport
+    times: int
+
+    def nodes(self):
+        return self.inner.nodes()
+
+    def reports(self):
+        return {name: {"temperature_c": 90.0 if self.times else 50.0} for name in self.inner.nodes()}
+
+    def look_again(self, why):
+        assert "every device declines (too_hot)" in why
+        self.times -= 1
+        return self.times >= 0
+
+    def send(self, requests):
+        self.inner.send(requests)
+
+    def receive(self):
+        return self.inner.receive()
+
+
+def test_if_all_decline_by_their_own_word_they_are_asked_again(tmp_path, peaks):
+    experiment = dataclasses.replace(PLANNED, num_rounds=1, fleet=Boards((enough(peaks["as configured"]),)))
+
+    def through(times):
+        def reach(ground, workers, dataset):
+            return Cooling(LocalTransport(ground, workers, shards_of(experiment, dataset)), times)
+
+        run = folders.create(tmp_path, f"after-{times}", {"experiment.yaml": "x: 1\n", "environment.json": "{}"})
+        carry_through(experiment, run, lambda record: None, reach)
+        return final(run).read_bytes()
+
+    assert through(3) == through(0)
 
 
 def test_a_turn_in_its_own_process_gives_the_same_bytes_and_its_own_peak(tmp_path, peaks):
