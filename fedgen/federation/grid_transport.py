@@ -18,6 +18,7 @@ from fedgen.errors import ClientError, RunError
 from fedgen.federation import envelope, packing
 from fedgen.federation.roster import Roster
 from fedgen.federation.shield import fault, registered
+from fedgen.federation.terms import Terms
 from fedgen.messages import Reply, Request
 from fedgen.parts import Ground
 from fedgen.records import warning
@@ -32,45 +33,6 @@ LOOK_AGAIN_S = 30.0
 
 TELL_AFTER_S = 10.0
 """A wait that is longer is told of."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How long a round waits, and for whom.
-
-    Attributes:
-        deadline_s: seconds that a round waits for replies once all requests are out; None to wait for all of them.
-        quorum: share of the requests; when so many have been answered with an update, the round ends soon.
-        grace_s: so many seconds after that.
-        min_clients: a round begins when so many clients can be asked.
-        gather_s: before its first round a run waits so long for all clients to be there.
-        patience_s: seconds to wait for `min_clients` before the run is given up; None to wait for ever.
-        poll_s: seconds between two looks.
-    """
-
-    deadline_s: float | None = None
-    quorum: float = 1.0
-    grace_s: float = 0.0
-    min_clients: int = 1
-    gather_s: float = 60.0
-    patience_s: float | None = None
-    poll_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuses values outside their range."""
-        for name in ("deadline_s", "patience_s", "poll_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it is seconds, more than 0")
-        for name in ("grace_s", "gather_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is seconds, at least 0")
-        if not 0 < self.quorum <= 1:
-            raise ValueError(
-                f"quorum is {self.quorum}; it is a share of the clients that are asked, above 0, at most 1"
-            )
-        if self.min_clients < 1:
-            raise ValueError(f"min_clients is {self.min_clients}; a round needs at least 1")
 
 
 @dataclass(frozen=True)

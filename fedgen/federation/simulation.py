@@ -19,9 +19,9 @@ from pathlib import Path
 from fedgen.errors import RunError
 from fedgen.experiment import Experiment
 from fedgen.federation.course import one_thread_each, shards_of
-from fedgen.federation.grid_transport import Terms
 from fedgen.federation.shield import Control, check_version, quiet_environment
 from fedgen.federation.submission import Submission, Tail, Vanished, is_over
+from fedgen.federation.terms import Terms
 from fedgen.ports import free_port
 from fedgen.run import Run
 from fedgen.types import Observer

@@ -13,9 +13,9 @@ from pathlib import Path
 from fedgen.disk import write_atomic
 from fedgen.errors import RunError
 from fedgen.experiment import Experiment
-from fedgen.federation.grid_transport import Terms
 from fedgen.federation.shield import Control, check_version
 from fedgen.federation.submission import Submission, Tail, Vanished, is_over
+from fedgen.federation.terms import Terms
 from fedgen.records import warning
 from fedgen.run import Run
 from fedgen.types import Observer

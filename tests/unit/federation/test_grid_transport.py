@@ -12,8 +12,9 @@ from fedgen.device import answer, hold
 from fedgen.errors import RunError
 from fedgen.federation import packing
 from fedgen.federation.course import carry_through, shards_of
-from fedgen.federation.grid_transport import GridTransport, Terms
+from fedgen.federation.grid_transport import GridTransport
 from fedgen.federation.letter import Letter
+from fedgen.federation.terms import Terms
 from fedgen.gate import prepare
 from fedgen.messages import Reply, Request
 from fedgen.wire.dense import Dense
