@@ -14,7 +14,7 @@ from fedgen.adapter.frozen_a import FrozenA
 from fedgen.aggregation.masked_mean import MaskedMean
 from fedgen.cli.main import main
 from fedgen.cli.progress_state import Seen
-from fedgen.data.synthetic import SIGNS
+from fedgen.data.synthetic import SIGNS, THINGS
 from fedgen.extraction.rolling import Rolling
 from fedgen.federation.local import Local
 from fedgen.fleet.levels import Levels
@@ -130,14 +130,18 @@ def test_shuffled_labels_are_refused_and_the_run_goes_on_without(task, tmp_path,
     assert final(run).read_bytes() == final(plainly).read_bytes()
 
 
-def test_a_task_that_means_other_things_is_refused(tmp_path):
-    signs = dict(zip(SIGNS, ["-", "+", ">", "<"], strict=True))
-    experiment = seeded(task_of(tmp_path, signs=signs), public_share=0.0, num_turns=12, check_every=4)
+def test_a_task_that_means_other_things_is_refused_by_the_clients(tmp_path):
+    things, signs = {name: f"zzzz{name}zzzz" for name in THINGS}, {verb: f"zzzz{verb}zzzz" for verb in SIGNS}
+    task = task_of(tmp_path, signs=signs, things=things)
+    experiment = seeded(task, public_share=0.0, num_turns=4)
     run = carry_out(dataclasses.replace(experiment, num_rounds=1, data=Talk(num_public=0)), tmp_path)
     line = line_of(run)
     assert "public" not in line
     assert line["clients"]["num_clients"] == 4
-    assert line["accepted"] == (line["clients"]["after"] <= line["clients"]["before"])
+    assert line["clients"]["after"] > line["clients"]["before"]
+    assert not line["accepted"]
+    assert "mean loss rose" in line["reasons"][0]
+    assert same(state_of(run, 0), initial(experiment))
 
 
 def test_with_nobody_to_ask_there_is_no_seed(task, tmp_path):
