@@ -37,7 +37,9 @@ def explain(error: Exception) -> ConfigError:
         key, _, values = override.partition("=")
         return ConfigError(f"{override} names several values; add -m to try each, or write {key}=[{values}] for a list")
     if text.startswith("Config group override must be"):
-        return ConfigError(f"{text}; a stage is given the name of an option, as in model=tiny")
+        return ConfigError(
+            f"{text}; a stage is given the name of an option, as in model=tiny, or left out, as in ~generator"
+        )
     return ConfigError(text or type(error).__name__)
 
 

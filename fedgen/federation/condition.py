@@ -33,7 +33,7 @@ def condition(client: str, folder: Path = Path(), proc: Path = PROC, sys: Path =
         "temperature_c": _temperature_c(sys),
         "throttled": _throttled(),
         "battery": _battery(sys),
-        "free_disk_bytes": shutil.disk_usage(folder).free,
+        "free_disk_bytes": _free_bytes(folder),
     }
     return {name: value for name, value in told.items() if value is not None}
 
@@ -94,6 +94,14 @@ def _battery(sys: Path) -> float | None:
     supplies = (sys / "class" / "power_supply").glob("*/capacity")
     texts = [_text(file).strip() for file in supplies if _text(file.parent / "type").strip() == "Battery"]
     return min((int(text) / 100 for text in texts if text.isdigit()), default=None)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """What the file system of a folder has left; None where the folder may not even be looked at."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def _throttled() -> str | None:

@@ -103,11 +103,15 @@ def cache_folder() -> Path:
 
 
 def _local(source: str) -> Path | None:
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    path, reason = Path(source).expanduser(), ""
+    try:
+        if path.exists():
+            return path
+    except OSError as error:
+        # The folder in which one stands may be somebody else's. What was meant may be a package or a hub all the same.
+        reason = f" ({error.strerror})"
     if path.is_absolute() or source.startswith((".", "~")):
-        raise ModelError(f"there is no file or folder {source}; expected a model folder or a .gguf file")
+        raise ModelError(f"there is no file or folder {source}{reason}; expected a model folder or a .gguf file")
     return None
 
 

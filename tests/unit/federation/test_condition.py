@@ -58,6 +58,7 @@ def test_what_nobody_says_is_left_out(tmp_path):
     assert {"memory_bytes", "temperature_c", "battery"}.isdisjoint(told)
     assert told["client"] == "barn"
     assert told["free_disk_bytes"] > 0
+    assert "free_disk_bytes" not in condition("barn", tmp_path / "away", tmp_path / "proc", tmp_path / "sys")
 
 
 def test_heat_charge_and_the_boards_own_words_are_told(board, tmp_path, monkeypatch):

