@@ -32,8 +32,10 @@ LONGEST_SOCKET = 100
 LOOK_AGAIN_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 WATCH_S = 10.0
 STILL_ONLINE = "code: 2004"
-FAULT = re.compile(rb"^fedgen\.errors\.(ModelError|DataError|ConfigError): ([^\r\n]{1,500})", re.MULTILINE)
-"""How the worker's log ends the trace of an error that the owner of the device can mend."""
+FAULT = re.compile(
+    rb"^fedgen\.errors\.(ModelError|DataError|ConfigError): ([^\r\n]{1,500}(?:\n  [^\r\n]{1,500}){0,8})", re.MULTILINE
+)
+"""How the worker's log ends the trace of an error that the owner of the device can mend, with the faults it lists."""
 
 AWAY = b"Connection attempt failed"
 BROKEN = (b"SSL/TLS handshake error detected", b"Failed to send message")
@@ -181,7 +183,8 @@ class _Desk:
             self.away = self._reached() is not None
         for _, reason in FAULT.findall(self.news("worker")):
             if reason != self.fault:
-                self.log.warning("the worker cannot do what it is asked: %s. %s", reason.decode(), self._advice())
+                said = " ".join(reason.decode(errors="replace").split())
+                self.log.warning("the worker cannot do what it is asked: %s. %s", said, self._advice())
             self.fault = reason
 
     def news(self, name: str) -> bytes:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedgen.errors import ClientError, RunError
 from fedgen.federation import envelope, packing
-from fedgen.federation.roster import Roster
+from fedgen.federation.roster import MEANINGS, Roster
 from fedgen.federation.shield import fault, registered
 from fedgen.federation.terms import Terms
 from fedgen.messages import Reply, Request
@@ -257,8 +257,8 @@ class GridTransport:
         return None
 
     def _whom(self, free: list[str]) -> str:
-        reasons = ", ".join(sorted(self._roster.reasons))
-        refused = f"; refused were nodes for {reasons}" if reasons else ""
+        meant = [f"{word} ({MEANINGS[word]})" if word in MEANINGS else word for word in sorted(self._roster.reasons)]
+        refused = f"; refused were nodes for {', '.join(meant)}" if meant else ""
         return (
             f"{len(free)} of {len(self._ground.clients)} clients can be asked, and a round begins with at least "
             f"{self._terms.min_clients}{refused}"

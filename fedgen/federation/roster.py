@@ -11,6 +11,20 @@ GREET_AGAIN_S = 30.0
 """A node that was refused, or whose answer to a hello did not come right, is asked again after this time."""
 
 
+MEANINGS = {
+    "config": "the experiment cannot be carried out there; the device's log says why",
+    "no_data": "the data hold nothing of that device: name devices as the data name clients, or give them data of "
+    "their own (data=jsonl, fedgen client --data)",
+    "no_model": "the device has no such model, and asks no hub",
+    "other_base": "the device has another model under that name",
+    "other_version": "another version of fedgen",
+    "unknown_client": "no device of fleet.json has that name",
+    "other_name": "it says another name than it was registered under",
+    "name_taken": "another device of that name is there",
+}
+"""Why a node does not take part, in a word, and what that means."""
+
+
 @final
 class Roster:
     """The clients of a run as they come and go.

@@ -18,7 +18,8 @@ from fedgen.experiment import Experiment
 EXPERIMENT = "fedgen.experiment"
 FOLDER = "fedgen.folder"
 CLIENTS = "fedgen.clients"
-KEYS = (EXPERIMENT, FOLDER, CLIENTS)
+PLACE = "fedgen.place"
+KEYS = (EXPERIMENT, FOLDER, CLIENTS, PLACE)
 """Must be declared, each with an empty text, where a bundle is described; Flower refuses others."""
 
 Scalars = Mapping[str, bool | int | float | str]
@@ -32,11 +33,13 @@ class RunConfig:
         experiment: what to do.
         folder: of the run, on the server.
         clients: names of all clients, sorted; empty if the data tell them.
+        place: on the server, from which relative paths of the experiment are told.
     """
 
     experiment: Experiment
     folder: Path
     clients: tuple[str, ...] = ()
+    place: Path = Path()
 
 
 def resolved(file: Path) -> dict[str, object]:
@@ -55,7 +58,7 @@ def resolved(file: Path) -> dict[str, object]:
 
 
 def write(config: Mapping[str, object], folder: Path, clients: Sequence[str] = ()) -> dict[str, str]:
-    """A run config.
+    """A run config; relative paths in it are told from the folder in which this process is.
 
     Args:
         config: the experiment as plain values (`resolved`).
@@ -70,7 +73,7 @@ def write(config: Mapping[str, object], folder: Path, clients: Sequence[str] = (
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the configuration cannot travel: {error}; use plain numbers, texts and lists") from error
     names = json.dumps(sorted(clients)) if clients else ""
-    return {EXPERIMENT: text, FOLDER: str(folder.absolute()), CLIENTS: names}
+    return {EXPERIMENT: text, FOLDER: str(folder.absolute()), CLIENTS: names, PLACE: str(Path.cwd())}
 
 
 def read(run_config: Scalars) -> RunConfig:
@@ -82,7 +85,8 @@ def read(run_config: Scalars) -> RunConfig:
     clients = _json(run_config, CLIENTS) if run_config.get(CLIENTS) else []
     if not isinstance(clients, list) or not all(isinstance(name, str) and name for name in clients):
         raise ConfigError(f"{CLIENTS} is no list of names")
-    return RunConfig(experiment_of(run_config), Path(str(run_config.get(FOLDER, ""))), tuple(sorted(clients)))
+    folder, place = (Path(str(run_config.get(key, ""))) for key in (FOLDER, PLACE))
+    return RunConfig(experiment_of(run_config), folder, tuple(sorted(clients)), place)
 
 
 def experiment_of(run_config: Scalars, data: str = "") -> Experiment:
@@ -99,9 +103,16 @@ def experiment_of(run_config: Scalars, data: str = "") -> Experiment:
     if not isinstance(config, dict):
         raise ConfigError(f"{EXPERIMENT} holds no experiment")
     own, stage = _own(data), config.get("data")
-    if own and isinstance(stage, dict):
-        config = {**config, "data": {**stage, **own}}
-    return build(config)
+    if not own or not isinstance(stage, dict):
+        return build(config)
+    try:
+        return build({**config, "data": {**stage, **own}})
+    except ConfigError as error:
+        build(config)
+        raise ConfigError(
+            f"this device reads data of its own ({data}), which those of the experiment are not: {error}. "
+            "Let the experiment have data=jsonl, or start the device without --data"
+        ) from error
 
 
 def _own(data: str) -> dict[str, object]:

@@ -5,8 +5,10 @@ itself), `refused` (a node that cannot take part, and why), `stale` (an answer a
 end `failed` with a message, or `over`.
 """
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -57,6 +59,9 @@ def serve(grid: Grid, config: run_config.Scalars, tell: Observer) -> None:
     """
     given = run_config.read(config)
     run, experiment = open_run(given.folder), given.experiment
+    # Flower starts this process where its server is. Whoever may not go there told no relative path, or is told of it.
+    with contextlib.suppress(OSError):
+        os.chdir(given.place)
     federation = experiment.federation
     if not isinstance(federation, Simulation | Superlink):
         raise RunError("the experiment's federation is not one that runs under Flower")

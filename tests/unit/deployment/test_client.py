@@ -82,6 +82,12 @@ def test_what_the_owner_of_the_device_can_mend_is_said_once(bundle, tmp_path):
     desk.step(children)
     advice = f"fedgen doctor {bundle.path} says what to do"
     assert said == [f"the worker cannot do what it is asked: there is no model X. {advice}"]
+    with open(tmp_path / "logs" / "worker.log", "a") as worker:
+        worker.write("fedgen.errors.ConfigError: there are two faults:\n  a: wrong\n  b: wrong as well\nnext line\n")
+    desk.step(children)
+    assert said[1:] == [
+        f"the worker cannot do what it is asked: there are two faults: a: wrong b: wrong as well. {advice}"
+    ]
 
 
 @pytest.mark.parametrize(

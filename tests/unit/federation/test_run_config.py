@@ -38,7 +38,8 @@ def test_a_run_config_is_what_flower_takes(config, tmp_path):
 
 def test_a_folder_is_told_from_the_root(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_config.read(run_config.write(config, Path("runs"))).folder == tmp_path / "runs"
+    read = run_config.read(run_config.write(config, Path("runs")))
+    assert (read.folder, read.place) == (tmp_path / "runs", tmp_path)
 
 
 def test_the_file_of_a_run_says_the_same_without_omegaconf(config, tmp_path):
@@ -63,6 +64,16 @@ def test_a_device_lays_its_own_data_over_those_of_the_experiment(config, tmp_pat
     assert run_config.experiment_of(written, "path='/srv/my data'").data == Jsonl("/srv/my data", 0.5)
     assert run_config.experiment_of(written, "path=here eval_fraction=0.25").data == Jsonl("here", 0.25)
     assert run_config.experiment_of(written).data == Jsonl("nowhere", 0.5)
+
+
+def test_a_device_with_data_of_its_own_says_that_the_experiment_wants_none(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"data of its own \(path=/data\)(.|\n)*data=jsonl") as caught:
+        run_config.experiment_of(run_config.write(config, tmp_path), "path=/data")
+    assert "data.path: Synthetic has no such key" in str(caught.value)
+    wrong = {**config, "num_rounds": -1}
+    with pytest.raises(ConfigError, match="num_rounds is -1") as caught:
+        run_config.experiment_of(run_config.write(wrong, tmp_path), "path=/data")
+    assert "of its own" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
