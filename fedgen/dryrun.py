@@ -5,6 +5,7 @@ tensor that an operation makes is followed until nothing refers to it; the large
 """
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,18 +23,22 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 
-def follow(work: Callable[[], object]) -> tuple[int, int]:
+def follow(work: Callable[[], object], limits: Sequence[int] = ()) -> tuple[int, ...]:
     """Largest sum of bytes of the tensors that some work makes, and the operations of its matrix products.
 
     Nothing is computed: operations are carried out on shapes. What the work starts with is not counted; it stays real,
     so the work must not change it in place.
+
+    Args:
+        work: what to carry out.
+        limits: for each of them comes one more number, the largest sum of those tensors that are smaller.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    live = _Live()
+    live = _Live((sys.maxsize, *limits))
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         work()
-    return live.largest, live.flops
+    return live.largest[0], live.flops, *live.largest[1:]
 
 
 def alike(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -66,23 +71,25 @@ def in_numbers() -> Iterator[None]:
 class _Work:
     """What work takes beside what was there before, and what it leaves behind."""
 
-    rise: int
+    rise: list[int]
     flops: int
     made: Callable[[], Tensor]
 
 
 @dataclass
 class _Live(TorchDispatchMode):
-    """Follows the memory of tensors from the operation that makes them to their end."""
+    """Follows the memory of tensors from the operation that makes them to their end; of those below each limit."""
 
-    largest: int = 0
+    limits: tuple[int, ...]
     flops: int = 0
-    _now: int = 0
+    largest: list[int] = field(init=False)
+    _now: list[int] = field(init=False)
     _known: dict[int, int] = field(default_factory=dict)
     _works: dict[Hashable, _Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.largest, self._now = [0] * len(self.limits), [0] * len(self.limits)
 
     def __torch_dispatch__(
         self,
@@ -103,37 +110,59 @@ class _Live(TorchDispatchMode):
             if told.alias_info is None:
                 for tensor in tree_iter(value):
                     if isinstance(tensor, Tensor):
-                        self._begin(tensor)
+                        self._begin(tensor, instead=_adds_gradients(func))
         return made
 
     def again(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """What ``alike`` says."""
-        before, largest, flops = self._now, self.largest, self.flops
+        before, largest, flops = list(self._now), self.largest, self.flops
         if work := self._works.get(key):
-            self.largest, self.flops = max(largest, before + work.rise), flops + work.flops
+            reached = [now + rise for now, rise in zip(before, work.rise, strict=True)]
+            self.largest, self.flops = _larger(largest, reached), flops + work.flops
             return work.made()
-        self.largest = before
+        self.largest = list(before)
         made = make()
         left = made.untyped_storage().nbytes()
-        assert self._now == before + left, "work that is done again leaves its result behind and nothing else"
+        assert self._now[0] == before[0] + left, "work that is done again leaves its result behind and nothing else"
         sizes = tuple(made.shape), made.stride()
-        self._works[key] = _Work(
-            self.largest - before, self.flops - flops, partial(torch.empty_strided, *sizes, dtype=made.dtype)
-        )
-        self.largest = max(largest, self.largest)
+        rise = [most - now for most, now in zip(self.largest, before, strict=True)]
+        self._works[key] = _Work(rise, self.flops - flops, partial(torch.empty_strided, *sizes, dtype=made.dtype))
+        self.largest = _larger(largest, self.largest)
         return made
 
-    def _begin(self, tensor: Tensor) -> None:
+    def _begin(self, tensor: Tensor, *, instead: bool) -> None:
+        """A tensor is there; `instead` of another one, which has not gone yet."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:
             self._known[key] = storage.nbytes()
-            self._now += self._known[key]
-            self.largest = max(self.largest, self._now)
+            self._add(storage.nbytes(), 1)
+            if not instead:
+                self.largest = _larger(self.largest, self._now)
             weakref.finalize(storage, self._end, key)
 
     def _end(self, key: int) -> None:
-        self._now -= self._known.pop(key)
+        self._add(self._known.pop(key), -1)
+
+    def _add(self, size: int, sign: int) -> None:
+        self._now = [now + sign * size * (size < limit) for now, limit in zip(self._now, self.limits, strict=True)]
+
+
+def _larger(a: list[int], b: list[int]) -> list[int]:
+    return [max(pair) for pair in zip(a, b, strict=True)]
+
+
+def _adds_gradients(func: Any) -> bool:  # noqa: ANN401
+    """Whether this is autograd, which adds a second gradient of a tensor to the first.
+
+    With numbers it does so in the place of the first one; tensors without numbers it takes for too special for that.
+    Layers that are computed once more within a backward pass add as well, and those keep gradients enabled.
+    """
+    return (
+        func is torch.ops.aten.add.Tensor
+        and torch._C._current_graph_task_id() != -1
+        and not torch.is_grad_enabled()
+    )
 
 
 def _current() -> _Live | None:

@@ -163,6 +163,18 @@ class Client(Protocol):
     def num_passes(self) -> int:
         """How often that happens in a round, if it is counted in steps."""
 
+    @property
+    def drops_gradients(self) -> bool:
+        """Whether a gradient goes where it belongs as soon as it is there, and not all of a backward pass wait."""
+
+    def held_bytes(self, trained_bytes: int, step_bytes: int) -> int:
+        """Most bytes that it holds while it trains, beside what is trained.
+
+        Args:
+            trained_bytes: of what is trained.
+            step_bytes: of what the model makes on the way while examples go through it, gradients among them.
+        """
+
     def at(self, rung: Rung) -> "Client":
         """The same client on a rung of the planner's ladder."""
 
