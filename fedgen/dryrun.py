@@ -5,7 +5,6 @@ tensor that an operation makes is followed until nothing refers to it; the large
 """
 
 import math
-import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,14 +30,15 @@ def follow(work: Callable[[], object], limits: Sequence[int] = ()) -> tuple[int,
 
     Args:
         work: what to carry out.
-        limits: for each of them comes one more number, the largest sum of those tensors that are smaller.
+        limits: sizes in bytes. For each comes one more number: the sum of all smaller tensors that are made outside of
+            backward passes and of what is `alike`, whether they live at once or not.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    live = _Live((sys.maxsize, *limits))
+    live = _Live(tuple(limits))
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         work()
-    return live.largest[0], live.flops, *live.largest[1:]
+    return live.largest, live.flops, *live.small
 
 
 def alike(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -71,25 +71,26 @@ def in_numbers() -> Iterator[None]:
 class _Work:
     """What work takes beside what was there before, and what it leaves behind."""
 
-    rise: list[int]
+    rise: int
     flops: int
     made: Callable[[], Tensor]
 
 
 @dataclass
 class _Live(TorchDispatchMode):
-    """Follows the memory of tensors from the operation that makes them to their end; of those below each limit."""
+    """Follows the memory of tensors from the operation that makes them to their end."""
 
     limits: tuple[int, ...]
+    largest: int = 0
     flops: int = 0
-    largest: list[int] = field(init=False)
-    _now: list[int] = field(init=False)
+    small: list[int] = field(init=False)
+    _now: int = 0
     _known: dict[int, int] = field(default_factory=dict)
     _works: dict[Hashable, _Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.largest, self._now = [0] * len(self.limits), [0] * len(self.limits)
+        self.small = [0] * len(self.limits)
 
     def __torch_dispatch__(
         self,
@@ -115,19 +116,19 @@ class _Live(TorchDispatchMode):
 
     def again(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """What ``alike`` says."""
-        before, largest, flops = list(self._now), self.largest, self.flops
+        before, largest, flops = self._now, self.largest, self.flops
         if work := self._works.get(key):
-            reached = [now + rise for now, rise in zip(before, work.rise, strict=True)]
-            self.largest, self.flops = _larger(largest, reached), flops + work.flops
+            self.largest, self.flops = max(largest, before + work.rise), flops + work.flops
             return work.made()
-        self.largest = list(before)
+        self.largest = before
+        limits, self.limits = self.limits, (0,) * len(self.limits)
         made = make()
+        self.limits = limits
         left = made.untyped_storage().nbytes()
-        assert self._now[0] == before[0] + left, "work that is done again leaves its result behind and nothing else"
-        sizes = tuple(made.shape), made.stride()
-        rise = [most - now for most, now in zip(self.largest, before, strict=True)]
-        self._works[key] = _Work(rise, self.flops - flops, partial(torch.empty_strided, *sizes, dtype=made.dtype))
-        self.largest = _larger(largest, self.largest)
+        assert self._now == before + left, "work that is done again leaves its result behind and nothing else"
+        again = partial(torch.empty_strided, tuple(made.shape), made.stride(), dtype=made.dtype)
+        self._works[key] = _Work(self.largest - before, self.flops - flops, again)
+        self.largest = max(largest, self.largest)
         return made
 
     def _begin(self, tensor: Tensor, *, instead: bool) -> None:
@@ -136,20 +137,23 @@ class _Live(TorchDispatchMode):
         key = storage._cdata
         if key not in self._known:
             self._known[key] = storage.nbytes()
-            self._add(storage.nbytes(), 1)
+            self._now += self._known[key]
             if not instead:
-                self.largest = _larger(self.largest, self._now)
+                self.largest = max(self.largest, self._now)
+            if not _goes_back():
+                size = storage.nbytes()
+                self.small = [
+                    total + size * (size < limit) for total, limit in zip(self.small, self.limits, strict=True)
+                ]
             weakref.finalize(storage, self._end, key)
 
     def _end(self, key: int) -> None:
-        self._add(self._known.pop(key), -1)
-
-    def _add(self, size: int, sign: int) -> None:
-        self._now = [now + sign * size * (size < limit) for now, limit in zip(self._now, self.limits, strict=True)]
+        self._now -= self._known.pop(key)
 
 
-def _larger(a: list[int], b: list[int]) -> list[int]:
-    return [max(pair) for pair in zip(a, b, strict=True)]
+def _goes_back() -> bool:
+    """Whether this is a backward pass; layers that are computed once more within it are part of it."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _adds_gradients(func: Any) -> bool:  # noqa: ANN401
@@ -158,11 +162,7 @@ def _adds_gradients(func: Any) -> bool:  # noqa: ANN401
     With numbers it does so in the place of the first one; tensors without numbers it takes for too special for that.
     Layers that are computed once more within a backward pass add as well, and those keep gradients enabled.
     """
-    return (
-        func is torch.ops.aten.add.Tensor
-        and torch._C._current_graph_task_id() != -1
-        and not torch.is_grad_enabled()
-    )
+    return func is torch.ops.aten.add.Tensor and _goes_back() and not torch.is_grad_enabled()
 
 
 def _current() -> _Live | None:

@@ -1,6 +1,6 @@
 """How much memory and arithmetic a training step takes, found by carrying it out without numbers (``dryrun``).
 
-What is found is exact for tensors; what libraries and the allocator add is measured (see ``planner``).
+What is found is exact for tensors; what libraries and the allocator add is measured (here and in ``planner``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,21 @@ import torch
 from torch import Tensor
 
 from fedgen.dryrun import follow
+from fedgen.lean import LARGE_BYTES, TIGHT_BYTES
 from fedgen.learner import Learner
+from fedgen.stages import Client
 from fedgen.types import Encoded
+
+HOLES, LEAST_HOLES = 0.6, 0.25
+"""What the allocator keeps free, of all smaller tensors that a forward pass makes one after the other.
+
+From a size on (`lean.LARGE_BYTES`) a tensor has memory of its own, which goes back when it goes. Smaller ones lie side
+by side. glibc asks for more than it needs, so that a tensor begins at a multiple of 64 bytes, and gives the rest away.
+Once a node of the graph for the backward pass has taken that rest, the place is too small for the next tensor of this
+size, for as long as the graph is there. Others use some of these places, so about `HOLES` of what is held at once is
+free, or of all smaller ones if these are less. Layers that are computed anew hold little and leave such places all the
+same, at least `LEAST_HOLES` of what they make; tight, nearly all goes back. Both shares are measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,8 +37,7 @@ class Footprint:
         trained_bytes: of the tensors that are trained.
         step_bytes: largest sum of the tensors that a step makes on the way.
         step_flops: multiplications and additions of its matrix products.
-        small_trained: limit → bytes of those trained tensors that are smaller.
-        small_step: limit → largest sum of those tensors on the way that are smaller.
+        small_bytes: limit → sum of all smaller tensors that the forward pass makes, though most soon go again.
         num_modules: how many modules the model consists of.
         num_tokens: that its tokenizer knows.
     """
@@ -34,8 +46,7 @@ class Footprint:
     trained_bytes: int
     step_bytes: int
     step_flops: int
-    small_trained: Mapping[int, int] = field(default_factory=dict)
-    small_step: Mapping[int, int] = field(default_factory=dict)
+    small_bytes: Mapping[int, int] = field(default_factory=dict)
     num_modules: int = 0
     num_tokens: int = 0
 
@@ -72,11 +83,26 @@ def footprint(
         of_trained,
         largest,
         flops,
-        {limit: sum(p.nbytes for p in trained if p.nbytes < limit) for limit in limits},
         dict(zip(limits, small, strict=True)),
         sum(1 for _ in learner.module.modules()),
         len(learner.tokenizer),
     )
+
+
+def hole_bytes(found: Footprint, client: Client, *, tight: bool) -> int:
+    """What the allocator keeps free between tensors; nothing to speak of where no backward pass follows.
+
+    Args:
+        found: what a step takes, with the limits of `lean`.
+        client: trains.
+        tight: freed memory goes back at once.
+    """
+    if not client.needs_backward:
+        return 0
+    held, small = client.held_bytes(found.trained_bytes, found.step_bytes), found.small_bytes
+    if tight:
+        return int(HOLES * min(small[TIGHT_BYTES], held))
+    return int(max(HOLES * min(small[LARGE_BYTES], held), LEAST_HOLES * small[LARGE_BYTES]))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from fedgen import tree
 from fedgen.bases import holds_all
 from fedgen.devices import Device, Rung
-from fedgen.footprint import Footprint, footprint
+from fedgen.footprint import Footprint, footprint, hole_bytes
 from fedgen.lean import LARGE_BYTES, TIGHT_BYTES
 from fedgen.learner import Learner
 from fedgen.parts import Ground
@@ -148,7 +148,7 @@ class Planner:
         # What was received stays until the turn is over. When the reply is packed, the change is there twice.
         at_work = max(client.held_bytes(found.trained_bytes, found.step_bytes), 2 * up_bytes)
         tensors = found.weight_bytes + found.trained_bytes + down_bytes + at_work
-        peak = process + tensors + self._beside_bytes(step) + self._hole_bytes(found, step.rung)
+        peak = process + tensors + hole_bytes(found, client, tight=step.rung.tight)
         seconds = None
         if device.step_seconds is not None:
             first, _, _ = self._measure(next(self.ladder()))
@@ -222,16 +222,6 @@ class Planner:
         is_idle = own.base is not loaded or not own.is_plain(part, 1)
         return found + (tree.num_bytes(self.state) if is_idle else 0)
 
-    def _hole_bytes(self, found: Footprint, rung: Rung) -> int:
-        """What the allocator has and nobody uses.
-
-        Tensors from a size on have memory of their own, which goes back when they go. The others lie side by side. A
-        place that one of them leaves is a little too small for the next of the same size, since glibc looks for more
-        than it needs to be sure that it begins at a multiple of 64 bytes. So at most as much again lies free.
-        """
-        limit, client = TIGHT_BYTES if rung.tight else LARGE_BYTES, self.ground.at(rung).experiment.client
-        return client.held_bytes(found.small_trained[limit], found.small_step[limit])
-
     def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
         """What goes through the model at once on a step of the ladder, and who lets it."""
         ground, client = self.ground.at(step.rung), self.ground.clients[0]
@@ -259,6 +249,7 @@ class Planner:
             ]
             ways = {"backward": client.needs_backward, "drops": client.drops_gradients}
             found = footprint(learner, batch, **ways, limits=(LARGE_BYTES, TIGHT_BYTES))
+            found = replace(found, weight_bytes=found.weight_bytes + self._beside_bytes(step))
             self._known[step] = found, sizes[0], sizes[1]
         return self._known[step]
 
