@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planner import Probe, judged, row_of
 
 SEED = 2026
-NUM_PROBES = 32
-MAX_TOKENS = 2048
+NUM_PROBES = 30
+MAX_TOKENS = 1024
 """Of a batch, so that no configuration takes more than half a minute."""
 
 MADE = {
@@ -50,7 +50,7 @@ def drawn(generator: random.Random, folder: Path) -> Probe:
         folder: holds the models of ``MADE``, by family.
     """
     pick = generator.choice
-    family = pick(["smollm2", "smollm2", "tiny", *MADE])
+    family = pick(["smollm2", "tiny", *MADE])
     chosen = _model(generator, family, folder)
     method, batch_size = pick(METHODS), pick([1, 2, 3, 4, 6, 8])
     length = min(generator.randrange(32, 513), MAX_TOKENS // batch_size)
