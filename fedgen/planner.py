@@ -213,11 +213,15 @@ class Planner:
         return self.ground.part(client, round, step.width, missed, step.top_layers, step.rank)
 
     def _beside_bytes(self, step: Step) -> int:
-        """Weights that a device holds and does not work with: it trains a copy, or has another learner for its part."""
+        """Weights that a device holds and does not work with.
+
+        It trains a copy, or has another learner for its part; or its part was made of a whole that no file has.
+        """
         own, part = self.ground.at(step.rung), self.part(self.ground.clients[0], 1, step)
         loaded = self.ground.bases.of(step.rung.dtype)
         if not holds_all(own.experiment, part):
-            return 0
+            outline = own.experiment.model.outline(own.experiment.seed, step.rung.dtype)
+            return sum(weight.nbytes for weight in outline.weights.values() if not weight.is_meta)
         found = tree.num_bytes(loaded.weights) if own.experiment.adapter.trains_base else 0
         is_idle = own.base is not loaded or not own.is_plain(part, 1)
         return found + (tree.num_bytes(self.state) if is_idle else 0)

@@ -102,6 +102,17 @@ def test_a_rung_that_is_not_as_the_model_was_opened_holds_what_is_trained_once_m
     assert weights[1] - weights[0] == num_bytes(PLANNER.state)
 
 
+def test_a_part_of_a_model_that_no_file_has_is_made_of_all_of_it():
+    planner = planner_for(extraction=Static(axes=("ffn",)))
+    first = next(planner.ladder())
+    whole, half = (
+        planner.forecast(dataclasses.replace(first, width=width), Device()).weight_bytes for width in (1.0, 0.5)
+    )
+    # Half of three matrices of 32 × 96 goes in each of four layers, and what they were cut out of stays.
+    weights = sum(parameter.nbytes for parameter in planner.ground.base.module.parameters())
+    assert half == whole - 4 * 3 * 48 * 32 * 4 + weights
+
+
 def test_the_larger_the_model_the_larger_the_forecast():
     larger = planner_for(model=Tiny(hidden_size=64, num_layers=4))
     for small, large in zip(PLANNER.ladder(), larger.ladder(), strict=True):
