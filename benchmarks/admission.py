@@ -1,21 +1,27 @@
 """Whether the planner lets in what fits, on configurations that its constants have never seen.
 
-As ``planner`` does it, each in a process of its own: other ranks, targets, lengths, batches, adapters, families and
-parts. Whoever changes a constant of the planner after a look at these has to write others here.
+As ``planner`` does it, each in a process of its own. They are drawn from all that can be combined: families, types of
+weights, adapters, clients, lengths, batches, pieces, parts. What fedgen refuses is drawn anew. Whoever changes a
+constant of the planner after a look at these draws others, with another ``SEED``.
 """
 
 import json
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from planner import Probe, judged, row_of
 
-FULL = ["adapter=full", "export=merged", "client.max_grad_norm=null", "model.dtype=float32"]
-TINY = ["model=tiny", "model.hidden_size=256", "model.num_layers=8", "model.max_length=1024"]
+SEED = 2027
+NUM_PROBES = 30
+MAX_TOKENS = 1024
+"""Of a batch, so that no configuration takes more than half a minute."""
+
 MADE = {
     "gpt2": {"n_embd": 512, "n_layer": 8, "n_head": 8, "n_positions": 512},
     "qwen2": {
@@ -28,51 +34,83 @@ MADE = {
 }
 """Families whose models are made here, of random numbers."""
 
+LLAMA = ["[q_proj,v_proj]", "[q_proj,k_proj,v_proj,o_proj]", "[gate_proj,down_proj]", "[o_proj,up_proj]", "all-linear"]
+TARGETS = {"gpt2": ["[c_attn]", "[c_fc,c_proj]", "all-linear"]}
+"""Matrices that get factors; of other families those of Llama."""
 
-def probes(folder: Path) -> Iterator[Probe]:
-    """Eighteen configurations.
+METHODS = ["lora", "lora", "lora", "frozen_a", "full", "zeroth"]
+DTYPES = ["float32", "bfloat16", "int8", "gguf"]
+
+
+def drawn(generator: random.Random, folder: Path) -> Probe:
+    """A configuration, which fedgen may refuse.
 
     Args:
+        generator: draws it.
         folder: holds the models of ``MADE``, by family.
     """
-    attention, gates = "adapter.targets=[q_proj,k_proj,v_proj,o_proj]", "adapter.targets=[gate_proj,down_proj]"
-    bf16, int8, gguf = (f"model.dtype={dtype}" for dtype in ("bfloat16", "int8", "gguf"))
-    recomputed, light, frozen = "model.checkpointing=true", "client=zeroth_order", "adapter=frozen_a"
-    yield Probe(["adapter.rank=32", "client.batch_size=2", bf16], 100, False)
-    yield Probe(["adapter.rank=2", gates, "client.batch_size=1", gguf, recomputed], 320, True)
-    yield Probe(["adapter.rank=64", attention, "client.batch_size=8", int8, recomputed], 48, False)
-    yield Probe([frozen, "adapter.rank=16", "client.batch_size=1", bf16], 224, False)
-    yield Probe([frozen, "adapter.targets=[o_proj,up_proj]", "client.batch_size=3", int8, recomputed], 96, False)
-    yield Probe(["adapter.top_layers=0.5", "client.batch_size=2", gguf], 160, False)
-    yield Probe(["client.batch_size=6", "client.micro_batch=2", bf16], 200, False)
-    yield Probe([attention, "client.batch_size=1", "model.chunk_tokens=null", int8], 500, False)
-    yield Probe([*FULL, "client.batch_size=1", recomputed], 64, False)
-    yield Probe([*FULL, "client.batch_size=2", "client.optimizer=sgd"], 80, True)
-    yield Probe([light, "adapter.rank=4", "client.batch_size=8", int8], 160, False)
-    yield Probe([light, attention, "client.batch_size=4", gguf], 512, True)
-    yield Probe([*TINY, "client.batch_size=16"], 128, False)
-    yield Probe([*TINY, light, "client.batch_size=2", int8], 700, False)
-    for family in MADE:
-        source = [f"model.source={folder / family}", "adapter.rank=16", "client.batch_size=2"]
-        yield Probe([*source, "model.dtype=float32"], 256, False)
-    static = ["extraction=static", "client.batch_size=1", bf16]
-    yield Probe([*static, "extraction.axes=[ffn,kv]"], 256, False, 0.5)
-    yield Probe([*static, "extraction.axes=[vocab]", recomputed], 144, False, 0.25)
+    pick = generator.choice
+    family = pick(["smollm2", "tiny", *MADE])
+    chosen = _model(generator, family, folder)
+    method, batch_size = pick(METHODS), pick([1, 2, 3, 4, 6, 8])
+    length = min(generator.randrange(32, 513), MAX_TOKENS // batch_size)
+    chosen.append(f"client.batch_size={batch_size}")
+    if method == "full":
+        chosen += ["adapter=full", "export=merged"]
+    else:
+        chosen += [
+            f"adapter={'frozen_a' if method == 'frozen_a' else 'lora'}",
+            f"adapter.rank={pick([2, 4, 8, 16, 32])}",
+        ]
+        chosen += [f"adapter.targets={pick(TARGETS.get(family, LLAMA))}", f"adapter.top_layers={pick([1.0, 1.0, 0.5])}"]
+    if method == "zeroth":
+        chosen.insert(0, "client=zeroth_order")
+    else:
+        chosen += [f"client.optimizer={pick(['adamw', 'sgd'])}", f"client.micro_batch={pick(['null', 'null', 1, 2])}"]
+    width = pick([1.0, 1.0, 1.0, 0.75, 0.5, 0.25])
+    if width < 1:
+        chosen += ["extraction=static", f"extraction.axes={pick(['[ffn]', '[ffn,kv]', '[vocab]'])}"]
+    return Probe(chosen, length, pick([False, False, True]), width)
+
+
+def _model(generator: random.Random, family: str, folder: Path) -> list[str]:
+    pick = generator.choice
+    chosen = [f"model.dtype={pick(DTYPES)}", f"model.checkpointing={pick(['true', 'false'])}"]
+    chosen.append(f"model.chunk_tokens={pick([32, 128, 128, 'null'])}")
+    if family == "tiny":
+        sizes = [f"model.hidden_size={pick([128, 256, 384])}", f"model.num_layers={pick([4, 8, 12])}"]
+        return ["model=tiny", "model.max_length=512", *sizes, *chosen]
+    return chosen if family == "smollm2" else [f"model.source={folder / family}", *chosen]
+
+
+def rows(seed: int, number: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """What was predicted and measured of so many configurations that fedgen takes."""
+    from fedgen.errors import ConfigError, ModelError
+
+    generator = random.Random(seed)
+    while number:
+        probe = drawn(generator, folder)
+        try:
+            row = row_of(probe)
+        except (ConfigError, ModelError):
+            continue
+        number -= 1
+        yield {**row, "configuration": row["configuration"].replace(f"{folder}/", ""), "width": probe.width}
 
 
 def main(as_json: bool) -> int:
     """Prints the figures; 1 if one is above its bound."""
     from fedgen.cli.figures import report
 
-    rows = []
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         for family in MADE:
             make(family, Path(folder) / family)
-        for probe in probes(Path(folder)):
-            rows.append(row_of(probe))
+        for row in rows(SEED, NUM_PROBES, Path(folder)):
+            found.append(row)
             if not as_json:
-                print(json.dumps(rows[-1]), flush=True)
-    return report("The planner's word on what it has never seen", judged(rows), as_json)
+                print(json.dumps(row), flush=True)
+    return report("The planner's word on what it has never seen", judged(found), as_json)
 
 
 def make(family: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedgen.experiment import Experiment
     from fedgen.learner import Base, Learner
-    from fedgen.types import Encoded
+    from fedgen.types import Encoded, State, Trained
 
 MB = 1024
 """The kernel counts in kB of 1024 bytes; 1024 of those are a MB here."""
@@ -74,9 +74,13 @@ def carry_out(job: Job) -> dict[str, Any]:
     base, learner = open_as_device(experiment, whole=job.width == 1)
     lean.give_back()
     if job.width < 1:
-        learner = part_of(experiment, base, learner, job.width)
+        learner, state = part_of(experiment, base, learner, job.width)
     else:
-        learner.load(experiment.initial_state(learner))
+        state = experiment.initial_state(learner)
+    # A device has what it was sent for as long as its turn takes.
+    received = experiment.wire.encode(state)
+    del state
+    learner.load(experiment.wire.decode(received))
     loaded_mb = resident("VmRSS")
     examples = draw_examples(learner, job, experiment)
     losses, seconds = [], []
@@ -85,7 +89,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         losses.append(train(experiment, learner, examples, 1))
         seconds.append(time.perf_counter() - began)
     # An optimiser's own state is made at the end of its first step, so the second one needs the most.
-    train(experiment, learner, examples, 2)
+    reply(experiment, learner, examples)
     return {
         "import_mb": import_mb,
         "loaded_mb": loaded_mb,
@@ -123,17 +127,15 @@ def open_as_device(experiment: "Experiment", *, whole: bool) -> "tuple[Base, Lea
     return opened(experiment, None, whole=whole or experiment.extraction_mode == "window")
 
 
-def part_of(experiment: "Experiment", base: "Base", learner: "Learner", width: float) -> "Learner":
-    """A learner over a part, made as a device makes it in its turn, with the state that it would be sent."""
+def part_of(experiment: "Experiment", base: "Base", learner: "Learner", width: float) -> "tuple[Learner, State]":
+    """A learner over a part, made as a device makes it in its turn, and the state that it would be sent."""
     from fedgen import tree
     from fedgen.parts import ground_of
 
     ground = ground_of(experiment, base, learner, ("device",), None)
     part = ground.part("device", 1, width)
     cut = tree.cut(experiment.initial_state(learner), ground.sent(part))
-    narrow = ground.learner(part, 1, "device")
-    narrow.load(cut)
-    return narrow
+    return ground.learner(part, 1, "device"), cut
 
 
 def draw_examples(learner: "Learner", job: Job, experiment: "Experiment") -> "list[Encoded]":
@@ -153,10 +155,21 @@ def draw_examples(learner: "Learner", job: Job, experiment: "Experiment") -> "li
 
 def train(experiment: "Experiment", learner: "Learner", examples: "list[Encoded]", num_steps: int) -> float:
     """The mean loss of some steps."""
+    return float(_trained(experiment, learner, examples, num_steps).metrics["loss"])
+
+
+def reply(experiment: "Experiment", learner: "Learner", examples: "list[Encoded]") -> None:
+    """Two steps, and what comes of them packed as it is sent."""
+    done = _trained(experiment, learner, examples, 2)
+    experiment.wire.encode(done.change, walk=done.walk)
+
+
+def _trained(experiment: "Experiment", learner: "Learner", examples: "list[Encoded]", num_steps: int) -> "Trained":
     from fedgen import seeds
 
     client: Any = replace(experiment.client, num_steps=num_steps)
-    return float(client.train(learner, examples, 0.0, seeds.derive(0, "train")).metrics["loss"])
+    done: Trained = client.train(learner, examples, 0.0, seeds.derive(0, "train"))
+    return done
 
 
 def resident(field: str) -> float:

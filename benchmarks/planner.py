@@ -1,8 +1,7 @@
 """Whether the planner keeps its word: predicted against measured peaks, and hard caps on memory.
 
 Every configuration is trained in a process of its own, as `fedgen benchmark memory` does it, and the planner is asked
-beforehand. Its few constants were taken from examples of 256 and 512 tokens and factors on queries and values, but for
-the allowance for the allocator's holes and its margin, which were widened once after a run of the configurations here.
+beforehand. The configurations here are among those from which its constants were taken; ``admission`` draws others.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ class Probe(NamedTuple):
 
 
 def probes() -> Iterator[Probe]:
-    """Thirty-six configurations of other lengths, batches and targets than the planner's constants were taken from."""
+    """Thirty-six configurations, which the planner's constants have seen."""
     shapes = [(64, 1, "[q_proj,v_proj]"), (192, 1, "all-linear"), (384, 1, "[q_proj,v_proj]"), (128, 4, "all-linear")]
     for (sequence, batch, targets), dtype in itertools.product(shapes, ("bfloat16", "int8", "gguf", "float32")):
         shared = [*FIXED, f"adapter.targets={targets}", f"model.dtype={dtype}"]
@@ -76,11 +75,11 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def row_of(probe: Probe) -> dict[str, Any]:
     """What was predicted and what was measured."""
-    told = measure(probe.overrides, probe.sequence, 2, tight=probe.tight, width=probe.width)
     planner = _planner(probe.overrides, probe.sequence)
     step = dataclasses.replace(next(planner.ladder()), width=probe.width)
     step = dataclasses.replace(step, rung=dataclasses.replace(step.rung, tight=probe.tight))
     forecast = _forecast(planner, step)
+    told = measure(probe.overrides, probe.sequence, 2, tight=probe.tight, width=probe.width)
     return {
         "configuration": " ".join(override for override in probe.overrides if override not in FIXED),
         "sequence": probe.sequence,

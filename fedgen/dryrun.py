@@ -22,18 +22,23 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 
-def follow(work: Callable[[], object]) -> tuple[int, int]:
+def follow(work: Callable[[], object], limits: Sequence[int] = ()) -> tuple[int, ...]:
     """Largest sum of bytes of the tensors that some work makes, and the operations of its matrix products.
 
     Nothing is computed: operations are carried out on shapes. What the work starts with is not counted; it stays real,
     so the work must not change it in place.
+
+    Args:
+        work: what to carry out.
+        limits: sizes in bytes. For each comes one more number: the sum of all smaller tensors that are made outside of
+            backward passes and of what is `alike`, whether they live at once or not.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    live = _Live()
+    live = _Live(tuple(limits))
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         work()
-    return live.largest, live.flops
+    return live.largest, live.flops, *live.small
 
 
 def alike(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -75,14 +80,17 @@ class _Work:
 class _Live(TorchDispatchMode):
     """Follows the memory of tensors from the operation that makes them to their end."""
 
+    limits: tuple[int, ...]
     largest: int = 0
     flops: int = 0
+    small: list[int] = field(init=False)
     _now: int = 0
     _known: dict[int, int] = field(default_factory=dict)
     _works: dict[Hashable, _Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.small = [0] * len(self.limits)
 
     def __torch_dispatch__(
         self,
@@ -103,7 +111,7 @@ class _Live(TorchDispatchMode):
             if told.alias_info is None:
                 for tensor in tree_iter(value):
                     if isinstance(tensor, Tensor):
-                        self._begin(tensor)
+                        self._begin(tensor, instead=_adds_gradients(func))
         return made
 
     def again(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -113,27 +121,48 @@ class _Live(TorchDispatchMode):
             self.largest, self.flops = max(largest, before + work.rise), flops + work.flops
             return work.made()
         self.largest = before
+        limits, self.limits = self.limits, (0,) * len(self.limits)
         made = make()
+        self.limits = limits
         left = made.untyped_storage().nbytes()
         assert self._now == before + left, "work that is done again leaves its result behind and nothing else"
-        sizes = tuple(made.shape), made.stride()
-        self._works[key] = _Work(
-            self.largest - before, self.flops - flops, partial(torch.empty_strided, *sizes, dtype=made.dtype)
-        )
+        again = partial(torch.empty_strided, tuple(made.shape), made.stride(), dtype=made.dtype)
+        self._works[key] = _Work(self.largest - before, self.flops - flops, again)
         self.largest = max(largest, self.largest)
         return made
 
-    def _begin(self, tensor: Tensor) -> None:
+    def _begin(self, tensor: Tensor, *, instead: bool) -> None:
+        """A tensor is there; `instead` of another one, which has not gone yet."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:
             self._known[key] = storage.nbytes()
             self._now += self._known[key]
-            self.largest = max(self.largest, self._now)
+            if not instead:
+                self.largest = max(self.largest, self._now)
+            if not _goes_back():
+                size = storage.nbytes()
+                self.small = [
+                    total + size * (size < limit) for total, limit in zip(self.small, self.limits, strict=True)
+                ]
             weakref.finalize(storage, self._end, key)
 
     def _end(self, key: int) -> None:
         self._now -= self._known.pop(key)
+
+
+def _goes_back() -> bool:
+    """Whether this is a backward pass; layers that are computed once more within it are part of it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _adds_gradients(func: Any) -> bool:  # noqa: ANN401
+    """Whether this is autograd, which adds a second gradient of a tensor to the first.
+
+    With numbers it does so in the place of the first one; tensors without numbers it takes for too special for that.
+    Layers that are computed once more within a backward pass add as well, and those keep gradients enabled.
+    """
+    return func is torch.ops.aten.add.Tensor and _goes_back() and not torch.is_grad_enabled()
 
 
 def _current() -> _Live | None:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedgen import tree
+from fedgen.bases import holds_all
 from fedgen.devices import Device, Rung
-from fedgen.footprint import Footprint, footprint
+from fedgen.footprint import Footprint, footprint, hole_bytes
+from fedgen.lean import LARGE_BYTES, TIGHT_BYTES
 from fedgen.learner import Learner
 from fedgen.parts import Ground
 from fedgen.stages import Client
@@ -23,16 +25,14 @@ from fedgen.types import Encoded, Example, Part, State
 PROCESS_BYTES = 290_000_000
 """Resident memory of a device's process that has imported what it uses and holds no model yet."""
 
-BESIDE_BYTES = 82_000_000
-"""What stands beside weights and the tensors of a step: tokenizer, libraries at work, threads."""
+AT_WORK_BYTES = 35_000_000
+"""What comes as soon as it works: code of libraries that is read when it first runs, their buffers."""
 
-HOLES = 0.4
-HOLES_BYTES = 60_000_000
-"""What the allocator keeps free between tensors of a backward pass: of a step, and besides; nothing where freed memory
-goes back at once."""
+MODULE_BYTES = 5_500
+"""Python's objects for each module of the model; adapters have ten modules for each matrix."""
 
-COPIES = 6
-"""Tensors of the size of what is trained: itself, as received, before the training, gradient, and two of Adam's."""
+TOKEN_BYTES = 365
+"""What a tokenizer takes for each token that it knows."""
 
 MARGIN = 0.05
 LOOSE_MARGIN = 0.12
@@ -143,14 +143,15 @@ class Planner:
     def forecast(self, step: Step, device: Device) -> Forecast:
         """What a step takes on a device."""
         found, down_bytes, up_bytes = self._measure(step)
-        tensors = found.weight_bytes + COPIES * found.trained_bytes + found.step_bytes
-        has_holes = not step.rung.tight and self.ground.at(step.rung).experiment.client.needs_backward
-        holes = HOLES_BYTES + int(HOLES * found.step_bytes) if has_holes else 0
-        peak = PROCESS_BYTES + BESIDE_BYTES + tensors + holes
+        client = self.ground.at(step.rung).experiment.client
+        process = PROCESS_BYTES + AT_WORK_BYTES + MODULE_BYTES * found.num_modules + TOKEN_BYTES * found.num_tokens
+        # What was received stays until the turn is over. When the reply is packed, the change is there twice.
+        at_work = max(client.held_bytes(found.trained_bytes, found.step_bytes), 2 * up_bytes)
+        tensors = found.weight_bytes + found.trained_bytes + down_bytes + at_work
+        peak = process + tensors + hole_bytes(found, client, tight=step.rung.tight)
         seconds = None
         if device.step_seconds is not None:
             first, _, _ = self._measure(next(self.ladder()))
-            client = self.ground.at(step.rung).experiment.client
             pieces = client.num_passes * found.step_flops / first.step_flops
             seconds = device.step_seconds * pieces
         return Forecast(step, peak, found.weight_bytes, found.step_bytes, seconds, down_bytes, up_bytes)
@@ -211,6 +212,20 @@ class Planner:
         """What a client on a step of the ladder gets in a round; `missed` are rounds in which it was still at work."""
         return self.ground.part(client, round, step.width, missed, step.top_layers, step.rank)
 
+    def _beside_bytes(self, step: Step) -> int:
+        """Weights that a device holds and does not work with.
+
+        It trains a copy, or has another learner for its part; or its part was made of a whole that no file has.
+        """
+        own, part = self.ground.at(step.rung), self.part(self.ground.clients[0], 1, step)
+        loaded = self.ground.bases.of(step.rung.dtype)
+        if not holds_all(own.experiment, part):
+            outline = own.experiment.model.outline(own.experiment.seed, step.rung.dtype)
+            return sum(weight.nbytes for weight in outline.weights.values() if not weight.is_meta)
+        found = tree.num_bytes(loaded.weights) if own.experiment.adapter.trains_base else 0
+        is_idle = own.base is not loaded or not own.is_plain(part, 1)
+        return found + (tree.num_bytes(self.state) if is_idle else 0)
+
     def _piece(self, step: Step) -> tuple[Learner, list[Encoded], Client]:
         """What goes through the model at once on a step of the ladder, and who lets it."""
         ground, client = self.ground.at(step.rung), self.ground.clients[0]
@@ -236,7 +251,10 @@ class Planner:
             sizes = [
                 sum(4 * math.prod(tree.extent(self.state[name], plan[name])) for name in plan) for plan in (down, up)
             ]
-            self._known[step] = footprint(learner, batch, backward=client.needs_backward), sizes[0], sizes[1]
+            ways = {"backward": client.needs_backward, "drops": client.drops_gradients}
+            found = footprint(learner, batch, **ways, limits=(LARGE_BYTES, TIGHT_BYTES))
+            found = replace(found, weight_bytes=found.weight_bytes + self._beside_bytes(step))
+            self._known[step] = found, sizes[0], sizes[1]
         return self._known[step]
 
 

@@ -119,10 +119,7 @@ class Fleet(Protocol):
 
 @runtime_checkable
 class Extraction(Protocol):
-    """Which part of the model a client gets.
-
-    An option picks units of a named axis, and never sees a tensor.
-    """
+    """Which part of the model a client gets. An option picks units of a named axis, and never sees a tensor."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -163,6 +160,13 @@ class Client(Protocol):
     def num_passes(self) -> int:
         """How often that happens in a round, if it is counted in steps."""
 
+    @property
+    def drops_gradients(self) -> bool:
+        """Whether each gradient goes as soon as it is used, and does not wait for the others of its backward pass."""
+
+    def held_bytes(self, trained_bytes: int, step_bytes: int) -> int:
+        """Most that it holds beside what is trained, if examples on their way make `step_bytes`, gradients too."""
+
     def at(self, rung: Rung) -> "Client":
         """The same client on a rung of the planner's ladder."""
 
@@ -191,11 +195,9 @@ class Selection(Protocol):
         """Whether the model has to say something of each example first."""
 
     def measure(self, learner: Learner, example: Encoded) -> float:
-        """Score of one example. It depends on the model and the example alone, to the bit, so that it can be kept.
+        """Score of an example that the client holds, by the whole model as it was loaded.
 
-        Args:
-            learner: over the whole model as it was loaded.
-            example: one that the client holds.
+        It depends on these two alone, to the bit, so that it can be kept.
         """
 
     def keep(self, scores: Sequence[float], labels: Sequence[str]) -> list[int]:
@@ -228,10 +230,7 @@ class Wire(Protocol):
 
 @runtime_checkable
 class Aggregation(Protocol):
-    """Many updates → next state.
-
-    A running total is folded update by update, so no more than one update is held.
-    """
+    """Many updates → next state. A running total is folded update by update, so no more than one update is held."""
 
     def init(self, state: State) -> State:
         """The server optimiser's own state; empty if it has none."""

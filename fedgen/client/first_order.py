@@ -123,6 +123,16 @@ class FirstOrder:
         """Pieces of all steps."""
         return self.num_steps * math.ceil(self.batch_size / self.num_at_once)
 
+    @property
+    def drops_gradients(self) -> bool:
+        """True if updates are fused, and if gradients of several pieces add up."""
+        return self.fused or self.num_at_once < self.batch_size
+
+    def held_bytes(self, trained_bytes: int, step_bytes: int) -> int:
+        """What was trained as it came, two moments for Adam, the sum of gradients if there are several pieces."""
+        copies = 1 + 2 * (self.optimizer == "adamw") + (self.num_at_once < self.batch_size)
+        return copies * trained_bytes + step_bytes
+
     def at(self, rung: Rung) -> "FirstOrder":
         """With the rung's pieces of a step, unless updates are fused, which takes them whole."""
         return self if rung.micro_batch is None or self.fused else replace(self, micro_batch=rung.micro_batch)

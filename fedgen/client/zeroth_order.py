@@ -86,6 +86,15 @@ class ZerothOrder:
         """Two for every direction of every step."""
         return 2 * self.num_perturbations * self.num_steps
 
+    @property
+    def drops_gradients(self) -> bool:
+        """False: there are none."""
+        return False
+
+    def held_bytes(self, trained_bytes: int, step_bytes: int) -> int:
+        """What was trained as it came and the change; besides, a direction or what the model makes, never both."""
+        return 2 * trained_bytes + max(trained_bytes, step_bytes)
+
     def at(self, rung: Rung) -> "ZerothOrder":
         """The same: a rung has nothing that it could save."""
         return self

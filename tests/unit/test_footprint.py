@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgen.adapter.frozen_a import FrozenA
+from fedgen.adapter.full import Full
 from fedgen.adapter.lora import Lora
+from fedgen.client.first_order import FirstOrder
+from fedgen.client.zeroth_order import ZerothOrder
 from fedgen.dryrun import alike, follow
-from fedgen.footprint import footprint
+from fedgen.footprint import Footprint, footprint, hole_bytes
 from fedgen.model.tiny import Tiny
 from fedgen.types import Encoded
 
@@ -39,6 +42,45 @@ def test_without_a_backward_pass_two_neighbours_live_at_once():
 def test_for_a_backward_pass_every_input_of_a_square_is_kept():
     short, long = (follow(squares(length, keep=True))[0] for length in (5, 9))
     assert long - short == 4 * KB
+
+
+def test_smaller_tensors_of_the_forward_pass_are_summed_up():
+    # Five squares of 1 KB, their sum, and the one with which the way back begins; what that makes is not counted.
+    assert follow(squares(5), (KB, KB + 1, 4))[2:] == (0, 5 * KB, 0)
+    assert follow(squares(5, keep=True), (KB, KB + 1, 4))[2:] == (8, 5 * KB + 8, 0)
+
+
+def test_a_second_gradient_is_added_to_the_first_where_that_is():
+    numbers = torch.ones(16, 16, requires_grad=True)
+
+    def work():
+        torch.autograd.grad(numbers[0].sum() + numbers[:, 0].sum(), numbers)
+
+    # Each row's and each column's gradient is as large as all of it.
+    assert 2 * KB <= follow(work)[0] < 2 * KB + 512
+
+
+def test_gradients_that_are_dropped_are_not_there_at_once():
+    one = learner(Full(), private=True, num_layers=4)
+    kept, dropped = (footprint(one, batch(8), backward=True, drops=drops) for drops in (False, True))
+    assert all(parameter.grad is None for parameter in one.parameters().values())
+    assert kept.trained_bytes == dropped.trained_bytes == 4 * sum(p.numel() for p in one.plain().parameters())
+    assert kept.step_bytes >= kept.trained_bytes
+    assert dropped.step_bytes < kept.trained_bytes / 2
+
+
+def test_holes_are_a_share_of_the_smaller_tensors_and_of_what_is_held():
+    def holes(small, tight_small, client, tight=False):
+        return hole_bytes(Footprint(0, 100, 1000, 0, {2**20: small, 2**17: tight_small}), client, tight=tight)
+
+    sgd = FirstOrder(optimizer="sgd")
+    assert holes(500, 50, sgd) == 300
+    assert holes(500, 50, sgd, tight=True) == 30
+    # Held are 1,100: 0.6 of these is less than 0.25 of all.
+    assert holes(2000, 50, sgd) == 660
+    assert holes(5000, 50, sgd) == 1250
+    assert holes(5000, 5000, sgd, tight=True) == 660
+    assert holes(5000, 50, ZerothOrder()) == 0
 
 
 def test_a_view_takes_nothing_and_a_copy_does():
@@ -82,10 +124,10 @@ def test_outside_of_a_dry_run_all_work_is_done():
     assert [alike("key", lambda n=n: torch.full((2,), n)).tolist() for n in (1.0, 2.0)] == [[1.0, 1.0], [2.0, 2.0]]
 
 
-def learner(adapter=None, **fields):
+def learner(adapter=None, private=False, **fields):
     base = Tiny(**fields).load(0)
     adapter = adapter or Lora()
-    module = adapter.attach(base.replica(private=False))
+    module = adapter.attach(base.replica(private=private))
     return base.learner(module, adapter.parameters(module))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -76,17 +77,53 @@ def test_half_of_a_width_and_half_of_a_vocabulary_train(told):
     assert (few["outcome"], few["num_trained"]) == ("fits", told["num_trained"])
 
 
-def test_what_nobody_has_seen_can_be_composed_and_is_not_what_the_constants_have_seen():
+def test_what_was_received_is_there_while_a_device_trains():
+    from memory import measure
+
+    full = ["adapter=full", "export=merged", "client.optimizer=sgd", "client.batch_size=1"]
+    told = measure([*full, "model=tiny", "model.hidden_size=512", "model.num_layers=8"], sequence=8, steps=1)
+    size = 4 * told["num_trained"] / 2**20
+    # As it was read, as it is trained, as it was received; trained, also as it was before, and gradients.
+    assert 3 * size < told["loaded_mb"] - told["import_mb"] < 4 * size
+    assert 5 * size < told["peak_mb"] - told["import_mb"] < 6 * size
+
+
+def test_what_nobody_has_seen_is_drawn_from_a_seed_and_is_not_what_the_constants_have_seen():
     import admission
     import planner
 
-    from fedgen.cli.train import compose
+    def drawn(seed):
+        generator = random.Random(seed)
+        return [admission.drawn(generator, Path("models")) for _ in range(admission.NUM_PROBES)]
 
-    unseen = list(admission.probes(Path("models")))
-    assert len(unseen) >= 12
-    assert all(compose(probe.overrides) for probe in unseen)
+    unseen = drawn(0)
+    assert len(unseen) >= 30
+    assert unseen == drawn(0) != drawn(1)
+    assert all(32 <= probe.sequence <= 512 for probe in unseen)
+    words = {word for probe in unseen for word in probe.overrides}
+    assert {"model=tiny", "adapter=full", "adapter=frozen_a", "client=zeroth_order", "extraction=static"} <= words
     seen = {(probe.sequence, *sorted(probe.overrides)) for probe in planner.probes()}
     assert seen.isdisjoint((probe.sequence, *sorted([*planner.FIXED, *probe.overrides])) for probe in unseen)
+
+
+def test_what_is_refused_is_drawn_anew(monkeypatch):
+    import admission
+
+    refused = iter([True, False, True, True, False])
+
+    def row_of(probe):
+        if next(refused):
+            raise ConfigError("no")
+        return {"configuration": " ".join(probe.overrides)}
+
+    monkeypatch.setattr(admission, "row_of", row_of)
+    found = list(admission.rows(0, 2, Path("models")))
+    generator = random.Random(0)
+    wanted = [admission.drawn(generator, Path("models")) for _ in range(5)]
+    assert [row["width"] for row in found] == [wanted[1].width, wanted[4].width]
+    assert [row["configuration"] for row in found] == [
+        " ".join(wanted[k].overrides).replace("models/", "") for k in (1, 4)
+    ]
 
 
 def test_who_needed_more_than_it_was_let_in_with_is_counted_and_so_is_who_told_nothing():

@@ -63,6 +63,56 @@ def test_what_is_taken_is_the_first_that_fits(memory):
     assert (found.step if found else None) == (fitting[0] if fitting else None)
 
 
+def num_bytes(state):
+    return sum(4 * tensor.numel() for tensor in state.values())
+
+
+def test_clients_hold_what_their_optimisers_hold():
+    # Moments are two for Adam; one copy is of what was there before; pieces add their gradients up in one more.
+    assert FirstOrder(optimizer="adamw").held_bytes(100, 7) == 307
+    assert FirstOrder(optimizer="sgd").held_bytes(100, 7) == 107
+    assert FirstOrder(optimizer="sgd", batch_size=4, micro_batch=1).held_bytes(100, 7) == 207
+    assert FirstOrder(optimizer="sgd", batch_size=4, micro_batch=8).held_bytes(100, 7) == 107
+    # Where it came from, how far it has come, and either a direction or what the model makes.
+    assert ZerothOrder().held_bytes(100, 7) == 300
+    assert ZerothOrder().held_bytes(100, 170) == 370
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 3), ("sgd", 1)])
+def test_with_all_weights_trained_each_copy_of_them_is_counted_once(optimizer, copies):
+    client = FirstOrder(num_steps=3, batch_size=4, optimizer=optimizer)
+    planner = planner_for(adapter=FullAdapter(), client=client)
+    step = next(planner.ladder())
+    found, down_bytes, _ = planner._measure(step)
+    size = num_bytes(planner.state)
+    module = planner.ground.base.module
+    tables = sum(buffer.nbytes for buffer in module.buffers())
+    # As the model was read, as it is trained, as it was received, and what the client holds; one token for each byte
+    # and four more; the classes' own objects.
+    tensors = (3 + copies) * size + tables + found.step_bytes
+    around = 290_000_000 + 35_000_000 + 365 * 260 + 5_500 * sum(1 for _ in module.modules())
+    holes = max(0.6 * min(found.small_bytes[2**20], copies * size + found.step_bytes), 0.25 * found.small_bytes[2**20])
+    assert down_bytes == size
+    assert planner.forecast(step, Device()).peak_bytes == around + tensors + int(holes)
+
+
+def test_a_rung_that_is_not_as_the_model_was_opened_holds_what_is_trained_once_more():
+    first, second = list(PLANNER.ladder())[:2]
+    weights = [PLANNER.forecast(step, Device()).weight_bytes for step in (first, second)]
+    assert weights[1] - weights[0] == num_bytes(PLANNER.state)
+
+
+def test_a_part_of_a_model_that_no_file_has_is_made_of_all_of_it():
+    planner = planner_for(extraction=Static(axes=("ffn",)))
+    first = next(planner.ladder())
+    whole, half = (
+        planner.forecast(dataclasses.replace(first, width=width), Device()).weight_bytes for width in (1.0, 0.5)
+    )
+    # Half of three matrices of 32 × 96 goes in each of four layers, and what they were cut out of stays.
+    weights = sum(parameter.nbytes for parameter in planner.ground.base.module.parameters())
+    assert half == whole - 4 * 3 * 48 * 32 * 4 + weights
+
+
 def test_the_larger_the_model_the_larger_the_forecast():
     larger = planner_for(model=Tiny(hidden_size=64, num_layers=4))
     for small, large in zip(PLANNER.ladder(), larger.ladder(), strict=True):
@@ -87,7 +137,9 @@ def test_where_widths_are_drawn_a_step_is_that_of_the_widest_and_no_client_compa
     assert not any(step.rung.light for step in drawn.ladder())
     assert any(step.rung.light for step in fixed.ladder())
     first = [planner.forecast(next(planner.ladder()), Device()) for planner in (drawn, fixed)]
-    assert first[0] == first[1]
+    assert first[0].step_bytes == first[1].step_bytes
+    # A learner that draws widths stands beside the one that the device opened the model with.
+    assert first[0].weight_bytes - first[1].weight_bytes == num_bytes(drawn.state)
 
 
 def test_to_learn_from_the_widest_besides_takes_more():

@@ -156,6 +156,10 @@ class Troubled:
     needs_backward: bool = True
     num_at_once: int = 4
     num_passes: int = 1
+    drops_gradients: bool = False
+
+    def held_bytes(self, trained_bytes, step_bytes):
+        return 3 * trained_bytes + step_bytes
 
     def at(self, rung):
         return self
