@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from planner import Probe, judged, row_of
 
-SEED = 2027
+SEED = 2028
 NUM_PROBES = 30
 MAX_TOKENS = 1024
 """Of a batch, so that no configuration takes more than half a minute."""

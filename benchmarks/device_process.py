@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedgen.experiment import Experiment
     from fedgen.learner import Base, Learner
-    from fedgen.types import Encoded, State, Trained
+    from fedgen.types import Encoded, Plan, State, Trained
 
 MB = 1024
 """The kernel counts in kB of 1024 bytes; 1024 of those are a MB here."""
@@ -81,7 +81,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     received = experiment.wire.encode(state)
     del state
     learner.load(experiment.wire.decode(received))
-    loaded_mb = resident("VmRSS")
+    loaded_mb, loading_mb = resident("VmRSS"), resident("VmHWM")
     examples = draw_examples(learner, job, experiment)
     losses, seconds = [], []
     for _ in range(job.num_steps):
@@ -93,6 +93,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     return {
         "import_mb": import_mb,
         "loaded_mb": loaded_mb,
+        "loading_mb": loading_mb,
         "peak_mb": resident("VmHWM"),
         "step_s": sorted(seconds)[len(seconds) // 2],
         "fastest_s": min(seconds),
@@ -129,13 +130,21 @@ def open_as_device(experiment: "Experiment", *, whole: bool) -> "tuple[Base, Lea
 
 def part_of(experiment: "Experiment", base: "Base", learner: "Learner", width: float) -> "tuple[Learner, State]":
     """A learner over a part, made as a device makes it in its turn, and the state that it would be sent."""
-    from fedgen import tree
     from fedgen.parts import ground_of
 
     ground = ground_of(experiment, base, learner, ("device",), None)
     part = ground.part("device", 1, width)
-    cut = tree.cut(experiment.initial_state(learner), ground.sent(part))
-    return ground.learner(part, 1, "device"), cut
+    return ground.learner(part, 1, "device"), _zeros(learner, ground.sent(part))
+
+
+def _zeros(learner: "Learner", plan: "Plan") -> "State":
+    """A state of the shapes that a device is sent; it has no weights of its own from which to make one."""
+    import torch
+
+    from fedgen import tree
+
+    named = learner.parameters()
+    return {name: torch.zeros(tree.extent(named[name], kept)) for name, kept in plan.items()}
 
 
 def draw_examples(learner: "Learner", job: Job, experiment: "Experiment") -> "list[Encoded]":

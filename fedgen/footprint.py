@@ -16,7 +16,7 @@ from fedgen.learner import Learner
 from fedgen.stages import Client
 from fedgen.types import Encoded
 
-HOLES, LEAST_HOLES = 0.6, 0.25
+HOLES, LEAST_HOLES = 0.6, 0.35
 """What the allocator keeps free, of all smaller tensors that a forward pass makes one after the other.
 
 From a size on (`lean.LARGE_BYTES`) a tensor has memory of its own, which goes back when it goes. Smaller ones lie side

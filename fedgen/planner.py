@@ -34,8 +34,8 @@ MODULE_BYTES = 5_500
 TOKEN_BYTES = 365
 """What a tokenizer takes for each token that it knows."""
 
-MARGIN = 0.05
-LOOSE_MARGIN = 0.12
+MARGIN = 0.08
+LOOSE_MARGIN = 0.15
 """Share of a device's memory that no plan counts on; more where the allocator leaves holes, which nobody foretells."""
 
 HOT_C = 80.0

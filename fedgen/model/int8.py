@@ -106,7 +106,7 @@ def quantise_all(module: nn.Module, dtype: torch.dtype) -> State:
 
 
 def read_int8(folder: Path, module: nn.Module, dtype: torch.dtype, plan: Plan) -> State:
-    """What a plan keeps of the weights in a folder, each of them quantised as a whole and alone.
+    """What a plan keeps of the weights in a folder, with the integers that the whole of each would have.
 
     Args:
         folder: a model as `save_pretrained` writes it.
@@ -120,12 +120,22 @@ def read_int8(folder: Path, module: nn.Module, dtype: torch.dtype, plan: Plan) -
     names, kinds = [name for name, _ in module.named_parameters()], _matrices(module)
     found: State = {}
     for name, tensor in each_weight(folder, names, str(module.base_model_prefix)):
-        if name in plan:
-            whole = quantise(tensor, dtype, kinds[name]) if name in kinds else tensor.to(dtype)
-            cut = tree.cut({name: whole}, {name: plan[name]})[name]
-            # A copy: what is a view of the file, or of the whole, would keep it in memory.
-            found[name] = cut if cut is whole and name in kinds else cut.clone()
+        if name in plan and name in kinds:
+            outputs, others = _apart(plan[name], 1 if kinds[name] else 0)
+            # A row has a scale of its own, so of a table of all tokens only those rows are read that are kept.
+            rows = quantise(tree.cut({name: tensor}, {name: outputs})[name], dtype, kinds[name])
+            cut = tree.cut({name: rows}, {name: others})[name]
+            # A copy: a view would keep the rest in memory.
+            found[name] = cut if cut is rows else cut.clone()
+        elif name in plan:
+            found[name] = tree.cut({name: tensor}, {name: plan[name]})[name].to(dtype).clone()
     return found
+
+
+def _apart(kept: tuple[Index | None, ...], dim: int) -> tuple[tuple[Index | None, ...], tuple[Index | None, ...]]:
+    """What is kept in one dimension, and what in all others."""
+    only = tuple(index if place == dim else None for place, index in enumerate(kept))
+    return only, tuple(None if place == dim else index for place, index in enumerate(kept))
 
 
 def _matrices(module: nn.Module) -> dict[str, bool]:

@@ -76,9 +76,9 @@ def test_holes_are_a_share_of_the_smaller_tensors_and_of_what_is_held():
     sgd = FirstOrder(optimizer="sgd")
     assert holes(500, 50, sgd) == 300
     assert holes(500, 50, sgd, tight=True) == 30
-    # Held are 1,100: 0.6 of these is less than 0.25 of all.
-    assert holes(2000, 50, sgd) == 660
-    assert holes(5000, 50, sgd) == 1250
+    # Held are 1,100: 0.6 of these is more than 0.35 of 1,800, and less than 0.35 of 5,000.
+    assert holes(1800, 50, sgd) == 660
+    assert holes(5000, 50, sgd) == 1750
     assert holes(5000, 5000, sgd, tight=True) == 660
     assert holes(5000, 50, ZerothOrder()) == 0
 
