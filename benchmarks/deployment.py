@@ -2,8 +2,8 @@
 
 A plain Flower app (``plain_flower``), whose devices do nothing, runs on the same server and the same devices in turn
 with fedgen, with Flower's own interval of polling for both. Of a round everything counts but what its slowest device
-trains. First rounds are left out: they gather the devices, and load the model. Each figure is the least of several
-rounds, as it is what the machine can do when nothing else is in the way.
+trains. First rounds are left out: they gather the devices, and load the model. Each figure is the median of several
+rounds; on a machine that does other things as well it says little.
 
 What a device spends on a round besides training is processor time of the process that Flower starts for a message, and
 the rest of its worker's turn.
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from deployed import Deployment, cpu_s
@@ -27,7 +28,7 @@ from deployed import Deployment, cpu_s
 CLIENTS = ("owner-0", "owner-1", "owner-2")
 NUM_ROUNDS, REPEATS = 4, 2
 ROUND_BOUND_S = 12.0
-OVER_PLAIN_BOUND = 1.5
+OVER_PLAIN_BOUND = 1.25
 DEVICE_BOUND_S = 1.5
 POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0"}
 """Flower's own; fedgen's is shorter."""
@@ -84,9 +85,12 @@ def main(as_json: bool) -> int:
         print(f"a device's rounds but for training: {_all(devices)}")
         print(f"{min(payloads)} bytes each way for each device")
     figures = {
-        "round, all but training, s": {"value": round(min(ours), 2), "bound": ROUND_BOUND_S},
-        "round, over a plain Flower app's": {"value": round(min(ours) / min(plain), 2), "bound": OVER_PLAIN_BOUND},
-        "device's later rounds, over its training, s": {"value": round(min(devices), 2), "bound": DEVICE_BOUND_S},
+        "round, all but training, s": {"value": round(median(ours), 2), "bound": ROUND_BOUND_S},
+        "round, over a plain Flower app's": {
+            "value": round(median(ours) / median(plain), 2),
+            "bound": OVER_PLAIN_BOUND,
+        },
+        "device's later rounds, over its training, s": {"value": round(median(devices), 2), "bound": DEVICE_BOUND_S},
     }
     return report("A deployment on this machine, 3 devices, 2 MB each way", figures, as_json)
 
