@@ -119,7 +119,9 @@ class Fleet(Protocol):
 
 @runtime_checkable
 class Extraction(Protocol):
-    """Which part of the model a client gets. An option picks units of a named axis, and never sees a tensor."""
+    """Which part of the model a client gets."""
+
+    # An option picks units of a named axis, and never sees a tensor.
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -230,7 +232,9 @@ class Wire(Protocol):
 
 @runtime_checkable
 class Aggregation(Protocol):
-    """Many updates → next state. A running total is folded update by update, so no more than one update is held."""
+    """Many updates → next state."""
+
+    # A running total is folded update by update, so no more than one update is held.
 
     def init(self, state: State) -> State:
         """The server optimiser's own state; empty if it has none."""
