@@ -122,7 +122,6 @@ class Extraction(Protocol):
     """Which part of the model a client gets."""
 
     # An option picks units of a named axis, and never sees a tensor.
-
     @property
     def axes(self) -> tuple[str, ...]:
         """Kinds of the axes that are cut, such as `ffn` and `kv`; empty for none."""
@@ -235,7 +234,6 @@ class Aggregation(Protocol):
     """Many updates → next state."""
 
     # A running total is folded update by update, so no more than one update is held.
-
     def init(self, state: State) -> State:
         """The server optimiser's own state; empty if it has none."""
 
