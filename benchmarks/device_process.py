@@ -60,8 +60,9 @@ def carry_out(job: Job) -> dict[str, Any]:
     """Loads and trains.
 
     Returns:
-        MB resident after the imports, after loading, at most until then, and at most of all; median and least seconds of a step;
-        losses of the first and of the last step; number of trained parameters; modules that came after the imports.
+        MB resident after the imports, after loading, at most until then, and at most of all; median and least seconds
+        of a step; losses of the first and of the last step; number of trained parameters; modules that came after the
+        imports.
     """
     from fedgen import lean
 
