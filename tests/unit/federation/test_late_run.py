@@ -323,6 +323,9 @@ class Replaying:
     def reports(self):
         return {}
 
+    def look_again(self, why):
+        return False
+
     def send(self, requests):
         self.inner.send(requests)
 

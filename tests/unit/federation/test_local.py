@@ -313,6 +313,9 @@ class Hostile:
     def reports(self):
         return {}
 
+    def look_again(self, why):
+        return False
+
     def send(self, requests):
         self.inner.send(requests)
 

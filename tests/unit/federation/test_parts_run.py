@@ -278,6 +278,9 @@ class Meddling:
     def reports(self):
         return {}
 
+    def look_again(self, why):
+        return False
+
     def send(self, requests):
         self.inner.send(self.before(request) for request in requests)
 
